@@ -1,0 +1,1 @@
+"""Holdfast: five DVC stages around a resumable PyTorch training loop."""

@@ -1,0 +1,33 @@
+"""How a stage ends when it cannot do what was asked: one line on stderr and a non-zero exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+USER_ERROR_EXIT = 2
+
+
+class UserError(Exception):
+    """Something the user can mend. The message is one line: where, what was found, what is allowed."""
+
+
+def quote(value: object, limit: int = 80) -> str:
+    """`value` as it would be typed, cut to `limit` characters, control characters escaped."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def fail(message: str) -> NoReturn:
+    """Print `message` as the one line a person sees, and exit with code 2."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    sys.exit(USER_ERROR_EXIT)
+
+
+def run_stage(main: Callable[[], None]) -> None:
+    """Run a stage's `main`; a `UserError` becomes one line and exit code 2, never a traceback."""
+    try:
+        main()
+    except UserError as error:
+        fail(str(error))
