@@ -1,0 +1,95 @@
+"""Bytes on disk: durable files, folders that appear whole or not at all, hashes. No policy lives here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+TEMPORARY = ".tmp"
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
+
+
+def _sha256(file: Any) -> str:  # Python 3.10 has no hashlib.file_digest
+    digest = hashlib.sha256()
+    while chunk := file.read(2**20):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def fsync(path: Path) -> None:
+    """Force a file's data, or a folder's entries, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def dumps(value: Any) -> str:
+    """`value` as the JSON text that every out and record uses: sorted keys, indented, newline at the end."""
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file so that a reader, or a crash, sees the old text or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}{TEMPORARY}")
+    temporary.write_text(text, encoding="utf-8")
+    fsync(temporary)
+    os.replace(temporary, path)
+    fsync(path.parent)
+
+
+def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
+    """Make the folder `path` from what `fill` writes into a temporary one: fsync, rename, fsync the parent.
+
+    An older `path` is replaced. If anything fails, the temporary folder is removed and the error goes on.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}{TEMPORARY}")
+    remove(temporary)
+    try:
+        temporary.mkdir()
+        fill(temporary)
+        for inner in sorted(temporary.rglob("*"), reverse=True):
+            fsync(inner)
+        fsync(temporary)
+        if path.exists():
+            remove(path)
+        os.rename(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    fsync(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder if it is there.
+
+    A folder is renamed first, so that a crash half-way leaves a temporary name and never half a folder.
+    """
+    if path.is_dir() and not path.is_symlink():
+        if path.suffix != TEMPORARY:
+            doomed = path.with_name(f".{path.name}.removed{TEMPORARY}")
+            shutil.rmtree(doomed, ignore_errors=True)
+            os.rename(path, doomed)
+            path = doomed
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Clear what a killed process left half-made in `folder`."""
+    for path in folder.glob(f".*{TEMPORARY}"):
+        remove(path)
