@@ -1,0 +1,70 @@
+"""State as plain data: nested dicts and lists of numbers, text and tensors, to safetensors and JSON and back.
+
+The same codec serves every part of a checkpoint, so nothing is ever pickled or unpickled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+Tree = Any
+"""dict (keys str or int), list, tuple, str, int, float, bool, None, or torch.Tensor, nested."""
+
+_TENSOR, _DICT, _TUPLE = "__tensor__", "__dict__", "__tuple__"
+
+
+def split(tree: Tree, name: str) -> tuple[Any, dict[str, torch.Tensor]]:
+    """Copy `tree` out of live memory: a JSON skeleton, and its tensors on the CPU by name.
+
+    Tensors that are views of the very same memory (tied weights) are stored once. Names start with `name`.
+
+    Raises:
+        TypeError: for a value that is none of `Tree`'s kinds, naming where it is.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    seen: dict[tuple[Any, ...], str] = {}
+
+    def encode(value: Tree, where: str) -> Any:
+        if isinstance(value, torch.Tensor):
+            value = value.detach()
+            identity = (value.device, value.data_ptr(), value.dtype, tuple(value.shape), value.stride())
+            if value.numel() == 0 or identity not in seen:
+                seen[identity] = where
+                tensors[where] = value.to("cpu", copy=True).contiguous()
+            return {_TENSOR: seen[identity]}
+        if value is None or isinstance(value, str | bool | int | float):
+            return value
+        if isinstance(value, Mapping):
+            if not all(isinstance(key, str | int) for key in value):
+                raise TypeError(f"{where}: the keys of a state must be str or int, found {list(value)[:3]}")
+            if any(isinstance(key, int) for key in value) or any(str(key).startswith("__") for key in value):
+                # JSON knows only text as keys; the optimizer's are numbers.
+                return {_DICT: [[key, encode(item, f"{where}.{key}")] for key, item in value.items()]}
+            return {key: encode(item, f"{where}.{key}") for key, item in value.items()}
+        if isinstance(value, tuple):
+            return {_TUPLE: [encode(item, f"{where}.{i}") for i, item in enumerate(value)]}
+        if isinstance(value, list):
+            return [encode(item, f"{where}.{i}") for i, item in enumerate(value)]
+        raise TypeError(
+            f"{where}: a state holds dicts, lists, tuples, text, numbers, None, tensors, found {type(value).__name__}"
+        )
+
+    return encode(tree, name), tensors
+
+
+def join(skeleton: Any, tensors: Mapping[str, torch.Tensor]) -> Tree:
+    """The tree that `split` took apart. Raises KeyError if a tensor is missing."""
+    if isinstance(skeleton, list):
+        return [join(item, tensors) for item in skeleton]
+    if not isinstance(skeleton, dict):
+        return skeleton
+    if _TENSOR in skeleton:
+        return tensors[skeleton[_TENSOR]]
+    if _TUPLE in skeleton:
+        return tuple(join(item, tensors) for item in skeleton[_TUPLE])
+    if _DICT in skeleton:
+        return {key: join(item, tensors) for key, item in skeleton[_DICT]}
+    return {key: join(item, tensors) for key, item in skeleton.items()}

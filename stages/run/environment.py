@@ -1,0 +1,31 @@
+"""What surrounds a run and can change its bits without being part of what was asked for."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import numpy
+import torch
+import transformers
+
+
+def current(device: torch.device, world_size: int) -> dict[str, Any]:
+    """Library versions, the kind of device, the number of processes and of intra-op threads."""
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    return {
+        "python": ".".join(platform.python_version_tuple()[:2]),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "numpy": numpy.__version__,
+        "device": f"{device.type} ({kind})",
+        "world_size": world_size,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def difference(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """`torch: 2.12.0 -> 2.13.0`, one line an entry that differs."""
+    return [
+        f"{key}: {before.get(key)} -> {now.get(key)}" for key in sorted(before | now) if before.get(key) != now.get(key)
+    ]

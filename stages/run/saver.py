@@ -1,0 +1,90 @@
+"""When to save, and saving beside the loop: the loop pays for one copy, a thread pays for the disk."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from stages.run.checkpoint import CheckpointStore, SaveError, Snapshot
+from stages.run.codec import Tree
+
+# The first save after a start comes with the first step, the next ones at twice the distance of the last, until
+# save_seconds is reached: a machine that is taken away every 45 s still gets somewhere.
+FIRST_SECONDS = 1.0
+# A save may cost at most this share of the time since the last one.
+COST_SHARE = 0.1
+
+
+class TimeSchedule:
+    """`save_strategy: time`. Due soon after the start, then backing off to `save_seconds`.
+
+    Args:
+        save_seconds: the longest distance between two saves, in seconds.
+        clock: monotonic seconds; another one in tests.
+    """
+
+    def __init__(self, save_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limit = save_seconds
+        self._clock = clock
+        self._distance = 0.0
+        self._last = clock()
+
+    def due(self) -> bool:
+        return self._clock() - self._last >= self._distance
+
+    def saved(self, cost_seconds: float) -> None:
+        """A save ended whose copy and write took `cost_seconds`."""
+        affordable = cost_seconds / COST_SHARE
+        self._distance = min(self._limit, max(FIRST_SECONDS, 2 * self._distance, affordable))
+        self._last = self._clock()
+
+
+class Saver:
+    """Writes snapshots to `store` in a thread, one in flight.
+
+    `before_commit` makes durable what a checkpoint refers to outside its folder. A failure of the thread is raised
+    as SaveError by the next `check`, `save` or `wait`.
+    """
+
+    def __init__(self, store: CheckpointStore, before_commit: Callable[[], None]) -> None:
+        self._store = store
+        self._before_commit = before_commit
+        self._thread: threading.Thread | None = None
+        self._error: SaveError | None = None
+        self.last_cost = 0.0
+
+    @property
+    def busy(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def check(self) -> None:
+        """Raise what the last save failed with, if it did."""
+        if self._error is not None and not self.busy:
+            error, self._error = self._error, None
+            raise error
+
+    def save(self, step: int, state: Callable[[], dict[str, Tree]]) -> None:
+        """Copy the state now and commit it beside the loop, after the one in flight is done."""
+        self.wait()
+        begin = time.monotonic()
+        snapshot = Snapshot.of(step, state())
+        self._thread = threading.Thread(target=self._write, args=(snapshot, begin), name="checkpoint")
+        self._thread.start()
+
+    def _write(self, snapshot: Snapshot, begin: float) -> None:
+        try:
+            self._before_commit()
+            self._store.write(snapshot)
+        except SaveError as error:
+            self._error = error
+        except Exception as error:  # the loop must hear of whatever ended its saves
+            self._error = SaveError(f"checkpoint of step {snapshot.step} failed: {type(error).__name__}: {error}")
+        self.last_cost = time.monotonic() - begin
+
+    def wait(self) -> None:
+        """Return when nothing is in flight; raise what went wrong."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
