@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import math
 import os
@@ -208,9 +209,13 @@ def test_failed_save_is_raised_at_the_next_step(tmp_path: Path, monkeypatch: pyt
     saver.check()  # told once
 
 
+def assert_set(gate: threading.Event) -> None:
+    assert gate.wait(10)
+
+
 def test_one_copy_is_in_flight(tmp_path: Path) -> None:
     gate = threading.Event()
-    saver = Saver(make_store(tmp_path), before_commit=lambda: gate.wait(10) and None)
+    saver = Saver(make_store(tmp_path), before_commit=lambda: assert_set(gate))
     copies: list[int] = []
     saver.save(12, lambda: copies.append(12) or {})  # type: ignore[func-returns-value]
     second = threading.Thread(target=saver.save, args=(13, lambda: copies.append(13) or {}))  # type: ignore[func-returns-value]
@@ -232,7 +237,7 @@ def test_saves_begin_at_once_and_back_off_to_the_interval() -> None:
             times.append(now)
             schedule.saved(cost_seconds=0.05)
         now += 0.5
-    gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
+    gaps = [b - a for a, b in itertools.pairwise(times)]
     assert times[0] == 0
     assert gaps == sorted(gaps)
     assert gaps[0] == 1

@@ -1,0 +1,62 @@
+"""What metrics/data.json says: counts, lengths, and rows that occur in more than one split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import combinations
+from typing import Any
+
+import datasets
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+
+from stages.data.labels import batches
+from stages.data.store import lengths
+
+PERCENTILES = (50, 90, 99)
+
+
+def length_summary(tokens: npt.NDArray[np.int32]) -> dict[str, int]:
+    """p50, p90, p99 and max of the token counts; each is the length of some row."""
+    found = np.percentile(tokens, PERCENTILES, method="inverted_cdf")
+    return {**{f"p{p}": int(n) for p, n in zip(PERCENTILES, found, strict=True)}, "max": int(tokens.max())}
+
+
+def split_summary(
+    inputs: datasets.Dataset, raw: datasets.Dataset, label_column: str, names: list[str], truncated: int
+) -> dict[str, Any]:
+    """One split's entry; `labels` is empty for an unlabelled split."""
+    counts = dict.fromkeys(names, 0) if "labels" in inputs.column_names else {}
+    for table in batches(raw, [label_column]):
+        for pair in pc.value_counts(table[label_column]).to_pylist():
+            if pair["values"] is not None:
+                counts[pair["values"]] += pair["counts"]
+    return {
+        "rows": inputs.num_rows,
+        "labels": counts,
+        "length": length_summary(lengths(inputs)),
+        "truncated": truncated,
+    }
+
+
+def count_true(dataset: datasets.Dataset, column: str) -> int:
+    """How many rows of a bool column are true."""
+    return sum(pc.sum(table[column]).as_py() for table in batches(dataset, [column]))
+
+
+def _keys(raw: datasets.Dataset) -> npt.NDArray[np.uint64]:
+    # Eight bytes a row, where a set of Python strings would take a hundred.
+    parts = [bytes.fromhex("".join(table["key"].to_pylist())) for table in batches(raw, ["key"])]
+    return np.concatenate([np.frombuffer(part, dtype=">u8").astype(np.uint64) for part in parts])
+
+
+def duplicates(raw: Mapping[str, datasets.Dataset]) -> dict[str, int]:
+    """For each pair of splits, how many rows of the second have the same raw inputs as a row of the first."""
+    keys = {split: np.sort(_keys(dataset)) for split, dataset in raw.items()}
+    return {f"{a}_{b}": _occur_in(keys[a], keys[b]) for a, b in combinations(keys, 2)}
+
+
+def _occur_in(seen: npt.NDArray[np.uint64], keys: npt.NDArray[np.uint64]) -> int:
+    at = np.minimum(np.searchsorted(seen, keys), len(seen) - 1)
+    return int(np.count_nonzero(seen[at] == keys))

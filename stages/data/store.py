@@ -1,0 +1,100 @@
+"""What `tokenize` leaves for the stages after it, and how they read it: `data/tokenized/`.
+
+    train/ validation/ test/     the model's inputs, and `labels` unless the split has none
+    raw/<split>/                 row for row: `row`, `key`, the text columns, the label column as text
+    tokenizer/  task.json
+
+`datasets.load_from_disk("data/tokenized")` reads the first line, `…/raw` the second.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages.config.errors import UserError
+from stages.storage import files
+
+if TYPE_CHECKING:
+    import datasets
+    import numpy as np
+    import numpy.typing as npt
+    from transformers import PreTrainedTokenizerBase
+
+TOKENIZED = Path("data/tokenized")
+SPLITS = ("train", "validation", "test")
+LENGTH_BATCH_ROWS = 100_000
+
+
+@dataclass(frozen=True)
+class Task:
+    """`task.json`: what is predicted (`label_names` in id order) from what (`model_inputs`: columns of a split)."""
+
+    task: str
+    label_names: tuple[str, ...]
+    text_columns: tuple[str, ...]
+    label_column: str
+    model_inputs: tuple[str, ...]
+    problem_type: str
+
+
+def save_task(folder: Path, task: Task) -> None:
+    """Write `task.json`."""
+    files.write_text(folder / "task.json", files.dumps(asdict(task)))
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise UserError(f"{path}: not there; run `dvc repro tokenize` first")
+    return path
+
+
+def load_task(folder: Path = TOKENIZED) -> Task:
+    """Read `task.json`. Raises `UserError` if tokenize has not run."""
+    values: dict[str, Any] = json.loads(_existing(folder / "task.json").read_text(encoding="utf-8"))
+    lists: dict[str, Any] = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
+    return Task(**(values | lists))
+
+
+def has_split(folder: Path, split: str) -> bool:
+    """Whether tokenize wrote `split`. Raises `UserError` if it has not run."""
+    return (_existing(folder) / split).is_dir()
+
+
+def load_split(folder: Path, split: str) -> datasets.Dataset:
+    """The model's inputs (lists of int) and `labels` (int64, absent if unlabelled), memory-mapped.
+
+    Raises:
+        UserError: if tokenize has not run, or wrote no such split.
+    """
+    import datasets
+
+    return datasets.load_from_disk(str(_existing(folder / split)), keep_in_memory=False)
+
+
+def load_raw(folder: Path, split: str) -> datasets.Dataset:
+    """`row` (int64), `key` (16 hex digits), the text columns and the label column (string or null), memory-mapped.
+
+    Raises:
+        UserError: if tokenize has not run, or wrote no such split.
+    """
+    return load_split(folder / "raw", split)
+
+
+def load_tokenizer(folder: Path = TOKENIZED) -> PreTrainedTokenizerBase:
+    """The fast tokenizer that made the inputs. Raises `UserError` if tokenize has not run."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(_existing(folder / "tokenizer")), trust_remote_code=False)
+
+
+def lengths(dataset: datasets.Dataset) -> npt.NDArray[np.int32]:
+    """Tokens per row, int32 of shape (rows,), from the Arrow offsets: no list is materialised."""
+    import numpy as np
+    import pyarrow.compute as pc
+
+    tables = dataset.select_columns(["input_ids"]).with_format("arrow").iter(LENGTH_BATCH_ROWS)
+    parts = [pc.list_value_length(table["input_ids"]).to_numpy() for table in tables]
+    return np.concatenate(parts) if parts else np.zeros(0, np.int32)

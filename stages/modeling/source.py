@@ -1,0 +1,93 @@
+"""Where a pretrained model comes from: every `model.source` becomes a local folder of plain files."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from stages.config.errors import UserError, quote
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+PACKAGE = "package:"
+
+
+def _package_folder(source: str) -> Path:
+    name, _, inside = source.removeprefix(PACKAGE).partition("/")
+    if not name.isidentifier():
+        raise UserError(f"model.source is {quote(source)}: write package:NAME/PATH with an importable NAME")
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"model.source is {quote(source)}: no package {name} is installed; pip install it")
+    root = Path(next(iter(spec.submodule_search_locations))).resolve()
+    folder = (root / inside).resolve()
+    if not folder.is_relative_to(root):
+        raise UserError(f"model.source is {quote(source)}: the path leaves the package {name}")
+    if not folder.is_dir():
+        raise UserError(f"model.source is {quote(source)}: the package {name} has no folder {quote(inside)}")
+    return folder
+
+
+def _hub_folder(source: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                source,
+                revision=revision,
+                # Never .bin: those are pickles.
+                allow_patterns=["*.json", "*.txt", "*.model", "model*.safetensors"],
+            )
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        where = f" at revision {revision}" if revision else ""
+        raise UserError(
+            f"model.source {quote(source)}{where} could not be fetched from the Hub "
+            f"({type(error).__name__}: {reason}); offline, name a local folder or package:NAME/PATH"
+        ) from None
+
+
+def local_folder(source: str) -> Path | None:
+    """The folder on this disk that `source` names, or None for a Hub id or a package.
+
+    A source is a folder if it exists as one or is written like a path (`./x`, `../x`, `/x`, `~/x`).
+    """
+    if source.startswith(PACKAGE):
+        return None
+    path = Path(source).expanduser()
+    if path.is_dir() or source.startswith((".", "/", "~")) or source.count("/") > 1:
+        return path
+    return None
+
+
+def resolve_model(source: str, revision: str | None) -> Path:
+    """A local folder with `config.json`, safetensors weights and the tokenizer of `model.source`.
+
+    Raises:
+        UserError: unknown package or folder, a path that leaves its package, no safetensors weights,
+            or a Hub id that cannot be fetched.
+    """
+    path = local_folder(source)
+    if path is not None:
+        folder = path
+        if not folder.is_dir():
+            raise UserError(f"model.source is {quote(source)}: no such folder")
+    elif source.startswith(PACKAGE):
+        folder = _package_folder(source)
+    else:
+        folder = _hub_folder(source, revision)
+        revision = None
+    if revision is not None:
+        raise UserError(f"model.revision is {quote(revision)}, but only a Hub id has revisions; write null")
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"model.source {quote(source)}: no config.json in {folder}; it is not a Hugging Face model folder"
+        )
+    if not any((folder / name).is_file() for name in WEIGHTS):
+        found = ", ".join(sorted(path.name for path in folder.iterdir())[:8])
+        raise UserError(
+            f"model.source {quote(source)}: no {WEIGHTS[0]} in {folder} (found {found}); "
+            "pickled weights (.bin) are never loaded: convert them to safetensors"
+        )
+    return folder
