@@ -1,0 +1,102 @@
+"""Stage 2 of 5: lay down the batch plan. Writes data/loaders/ and metrics/loaders.json."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages.config.errors import UserError, run_stage
+from stages.config.params import Params, load_params
+from stages.run.signals import die_with_parent
+
+if TYPE_CHECKING:
+    from stages.plan.batch_plan import BatchPlan
+
+METRICS = Path("metrics/loaders.json")
+PREVIEW = "preview.json"
+
+
+def main() -> None:
+    """Run the stage from params.yaml."""
+    die_with_parent()
+    params = load_params()
+
+    from stages.plan.batch_plan import LOADERS
+    from stages.storage import files
+
+    metrics: dict[str, Any] = {}
+
+    def fill(folder: Path) -> None:
+        metrics.update(build_loaders(params, folder))
+
+    files.write_folder(LOADERS, fill)
+    files.write_text(METRICS, files.dumps(metrics))
+    print(
+        f"{metrics['batches_per_epoch']} batches an epoch, {metrics['epochs']} epochs, "
+        f"padding efficiency {metrics['padding_efficiency']:.3f}",
+        file=sys.stderr,
+    )
+
+
+def build_loaders(params: Params, folder: Path) -> dict[str, Any]:
+    """Write the plan of every epoch and the preview to `folder`; what metrics/loaders.json says.
+
+    Raises:
+        UserError: no batch is left, because drop_last drops the only one.
+    """
+    from stages.data.store import TOKENIZED, lengths, load_split
+    from stages.plan.batch_plan import BatchPlan, PlanShape, write_epoch
+
+    loaders = params.build_loaders
+    token_counts = lengths(load_split(TOKENIZED, "train"))
+    shape = PlanShape(len(token_counts), loaders.batch_size, loaders.micro_batch_size, loaders.drop_last)
+    if not shape.steps_per_epoch:
+        raise UserError(
+            f"build_loaders.batch_size is {shape.batch_size}, the train split has {shape.rows} rows and drop_last is "
+            "true, so no batch is left; write a smaller batch_size, or drop_last: false"
+        )
+    epochs = shape.epochs(params.train.num_train_epochs, params.train.max_steps)
+    tokens = padded = 0
+    for epoch in range(epochs):
+        counts = write_epoch(folder, shape, epoch, loaders.seed, token_counts, loaders.bucketing == "length")
+        tokens, padded = tokens + counts[0], padded + counts[1]
+    write_preview(folder, BatchPlan(folder))
+    return {
+        "batches_per_epoch": shape.steps_per_epoch,
+        "dropped_rows_per_epoch": shape.rows - shape.rows_per_epoch,
+        "epochs": epochs,
+        "micro_batches_per_batch": shape.batch_size // shape.micro_batch_size,
+        "padding_efficiency": round(tokens / padded, 6),
+        "rows": shape.rows,
+    }
+
+
+def write_preview(folder: Path, plan: BatchPlan) -> None:
+    """Collate the first micro-batch as train will, and write down what it looks like."""
+    import torch
+
+    from stages.data.collate import make_loader
+    from stages.data.store import TOKENIZED, load_split, load_tokenizer
+    from stages.storage import files
+
+    tokenizer = load_tokenizer()
+    first = next(itertools.chain.from_iterable(plan.steps(1, 1)))
+    batch = next(iter(make_loader(load_split(TOKENIZED, "train"), [first.rows], tokenizer, torch.device("cpu"), 0)))
+    preview = {
+        "tensors": {
+            name: {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
+            for name, tensor in batch.items()
+        },
+        "first_row": {
+            "row": first.rows[0],
+            "label": int(batch["labels"][0]),
+            "decoded": tokenizer.decode(batch["input_ids"][0]),
+        },
+    }
+    files.write_text(folder / PREVIEW, files.dumps(preview))
+
+
+if __name__ == "__main__":
+    run_stage(main)
