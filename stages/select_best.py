@@ -1,0 +1,174 @@
+"""Stage 5 of 5: choose the best candidate and show it. Writes models/best/, data/predictions/test/,
+metrics/best.json, plots/ and report.html. Only the chosen model ever sees the test split."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages.config.errors import UserError, run_stage
+from stages.config.params import EvaluateParams, Params, load_params
+from stages.run.signals import die_with_parent
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CANDIDATES = Path("models/candidates")
+VALIDATION = Path("data/predictions/validation")
+BEST = Path("models/best")
+TEST = Path("data/predictions/test")
+REPORT = Path("report.html")
+METRICS, PLOTS = Path("metrics"), Path("plots")
+
+
+def main() -> None:
+    """Run the stage from params.yaml."""
+    die_with_parent()
+    params = load_params()
+    candidates = json.loads((METRICS / "candidates.json").read_text(encoding="utf-8"))
+    ranked = rank(candidates, params.evaluate, params.select_best.tie_break)
+
+    import pandas as pd
+
+    from stages.data.store import TOKENIZED, has_split, load_task
+    from stages.inference.predictor import Predictor
+    from stages.storage import files
+
+    chosen = ranked[0]
+    evals = pd.read_csv(PLOTS / "eval.tsv", sep="\t")
+    test: pd.DataFrame | None = None
+    scores: dict[str, float] = {}
+    if has_split(TOKENIZED, "test"):
+        test, scores = Predictor(params).run(CANDIDATES / chosen, "test")
+    best = describe(ranked, candidates, scores, evals, params)
+    label_names = list(load_task().label_names)
+    validation = pd.read_parquet(VALIDATION / f"{chosen}.parquet")
+
+    files.write_folder(BEST, lambda folder: write_model(folder, best, label_names, params))
+    files.write_folder(TEST, lambda folder: write_test(folder, test))
+    write_plots(validation, test, label_names)
+    files.write_text(REPORT, make_report(best, candidates, evals, validation, test, label_names, params))
+    files.write_text(METRICS / "best.json", files.dumps(best))
+    print(f"{chosen}: {best['reason']}", file=sys.stderr)
+
+
+def rank(candidates: dict[str, dict[str, float]], evaluate: EvaluateParams, tie_break: str) -> list[str]:
+    """Names of the candidates, best first; of equals the earliest or latest; NaN last.
+
+    Raises:
+        UserError: there is none, or none has the metric.
+    """
+    metric = evaluate.metric_for_best_model
+    if not candidates or any(metric not in scores for scores in candidates.values()):
+        raise UserError(f"metrics/candidates.json: no candidate with {metric}; run: dvc repro evaluate")
+    sign = -1 if evaluate.higher_wins else 1
+
+    def key(name: str) -> tuple[bool, float, int]:
+        value, step = candidates[name][metric], int(name.removeprefix("step-"))
+        return value != value, sign * value, step if tie_break == "earliest" else -step
+
+    return sorted(candidates, key=key)
+
+
+def describe(
+    ranked: list[str],
+    candidates: dict[str, dict[str, float]],
+    test: dict[str, float],
+    evals: pd.DataFrame,
+    params: Params,
+) -> dict[str, Any]:
+    """metrics/best.json: what was chosen, its scores, and why."""
+    metric = params.evaluate.metric_for_best_model
+    chosen, others = ranked[0], ranked[1:]
+    value, step = candidates[chosen][metric], int(chosen.removeprefix("step-"))
+    runner_up, reason = None, f"the only candidate ({metric} {value:.4f})"
+    if others:
+        runner_up = {"step": int(others[0].removeprefix("step-")), "value": candidates[others[0]][metric]}
+        superlative = "highest" if params.evaluate.higher_wins else "lowest"
+        reason = f"{superlative} validation {metric} of {len(ranked)} candidates: {value:.4f}"
+        if runner_up["value"] == value:
+            reason += f", tied with step {runner_up['step']}; the {params.select_best.tie_break} wins"
+        else:
+            reason += f", ahead of step {runner_up['step']} with {runner_up['value']:.4f}"
+    return {
+        "step": step,
+        "epoch": float(evals.loc[evals["step"] == step, "epoch"].iloc[0]),
+        "metric": metric,
+        "validation": candidates[chosen],
+        "test": test or None,
+        "runner_up": runner_up,
+        "reason": reason,
+    }
+
+
+def write_model(folder: Path, best: dict[str, Any], label_names: list[str], params: Params) -> None:
+    """An ordinary Hugging Face folder: model, tokenizer, model card."""
+    import shutil
+
+    from stages.data.store import TOKENIZED
+    from stages.report.model_card import model_card
+    from stages.run.checkpoint import step_name
+
+    shutil.copytree(CANDIDATES / step_name(best["step"]), folder, dirs_exist_ok=True)
+    shutil.copytree(TOKENIZED / "tokenizer", folder, dirs_exist_ok=True)
+    card = model_card(
+        best=best, label_names=label_names, text_columns=params.data.text_columns, params=params.model_dump()
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def write_test(folder: Path, test: pd.DataFrame | None) -> None:
+    """The test predictions; an empty folder without a test split, as an out has to exist."""
+    if test is not None:
+        test.to_parquet(folder / "predictions.parquet", index=False)
+
+
+def _labelled(predictions: pd.DataFrame | None) -> bool:
+    return predictions is not None and bool(predictions["label"].notna().all())
+
+
+def write_plots(validation: pd.DataFrame, test: pd.DataFrame | None, label_names: list[str]) -> None:
+    """DVC's plots of the test split, or of the validation split where there are no test labels."""
+    from stages.report.plots import confusion_rows, precision_recall_rows
+    from stages.storage import files
+
+    shown = test if test is not None and _labelled(test) else validation
+    label = shown["label"].tolist()
+    confusion = confusion_rows(label, shown["prediction"].tolist(), label_names)
+    curves = precision_recall_rows(label, shown["logits"].tolist(), label_names)
+    files.write_text(PLOTS / "confusion_matrix.csv", confusion.to_csv(index=False))
+    files.write_text(PLOTS / "precision_recall.csv", curves.to_csv(index=False))
+
+
+def make_report(
+    best: dict[str, Any],
+    candidates: dict[str, dict[str, float]],
+    evals: pd.DataFrame,
+    validation: pd.DataFrame,
+    test: pd.DataFrame | None,
+    label_names: list[str],
+    params: Params,
+) -> str:
+    """report.html, from this stage's deps alone."""
+    import pandas as pd
+
+    from stages.report.html import render_report
+
+    return render_report(
+        best=best,
+        candidates=candidates,
+        train=pd.read_csv(PLOTS / "train.tsv", sep="\t"),
+        evals=evals,
+        data=json.loads((METRICS / "data.json").read_text(encoding="utf-8")),
+        params=params.model_dump(),
+        label_names=label_names,
+        validation=validation,
+        test=test,
+        text_columns=params.data.text_columns,
+    )
+
+
+if __name__ == "__main__":
+    run_stage(main)
