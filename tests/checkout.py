@@ -1,0 +1,144 @@
+"""A real repository in a temporary folder, with DVC and a model and data small enough to train in a second."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from conftest import ROOT, WORDS
+
+from stages.config.params import read_yaml
+
+PYTHON_BIN = str(Path(sys.executable).parent)
+# What a kill must never change.
+OUTS = ("data/tokenized", "data/loaders", "data/predictions", "models", "metrics", "plots", "report.html", "dvc.lock")
+
+
+class Checkout:
+    """A copy of the project in `folder`; `params` are {section: {key: value}} on top of small defaults."""
+
+    def __init__(self, folder: Path, tiny_model: Path, params: dict[str, dict[str, Any]]) -> None:
+        self.folder = folder
+        self._tiny_model = tiny_model
+        folder.mkdir(parents=True)
+        shutil.copytree(ROOT / "stages", folder / "stages", ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("dvc.yaml", ".gitignore", ".dvcignore"):
+            shutil.copy(ROOT / name, folder)
+        shutil.copytree(tiny_model, folder / "tiny")
+        self.set_params(params)
+        text = (folder / "dvc.yaml").read_text()
+        for stage in ("tokenize", "train"):
+            text = text.replace(f"exec python -m stages.{'launch' if stage == 'train' else stage}\n    deps:\n", "{}")
+            text = text.replace(
+                "{}", f"exec python -m stages.{'launch' if stage == 'train' else stage}\n    deps:\n      - tiny\n"
+            )
+        (folder / "dvc.yaml").write_text(text)
+        for split, rows in (("train", 84), ("validation", 20), ("test", 20)):
+            self.write_split(split, rows)
+        self.env = {
+            **os.environ,
+            "PATH": os.pathsep.join([PYTHON_BIN, os.environ["PATH"]]),
+            "DVC_SITE_CACHE_DIR": str(folder.parent / f"{folder.name}-site-cache"),
+            "DVC_NO_ANALYTICS": "1",
+            "OMP_NUM_THREADS": "1",
+            "GIT_AUTHOR_NAME": "t",
+            "GIT_AUTHOR_EMAIL": "t@t",
+            "GIT_COMMITTER_NAME": "t",
+            "GIT_COMMITTER_EMAIL": "t@t",
+        }
+        self.run("git", "init", "-q")
+        self.run("dvc", "init", "-q")
+        self.run("dvc", "config", "core.analytics", "false")
+        self.run("dvc", "config", "cache.type", "copy")
+        self.commit("start")
+
+    def set_params(self, changes: dict[str, dict[str, Any]]) -> None:
+        """Write params.yaml: the repository's, small, with `changes` on top."""
+        params = read_yaml(ROOT / "params.yaml")
+        small: dict[str, dict[str, Any]] = {
+            "model": {"source": "tiny"},
+            "tokenize": {"max_length": 24},
+            "build_loaders": {"batch_size": 8, "micro_batch_size": 4},
+            "train": {"num_train_epochs": 2, "logging_steps": 3},
+        }
+        for source in (small, changes):
+            for section, values in source.items():
+                params[section].update(values)
+        (self.folder / "params.yaml").write_text(json.dumps(params, indent=1))
+
+    def write_split(self, split: str, rows: int) -> None:
+        """Pairs of random words; equal pairs are `equivalent`."""
+        generator = random.Random(f"{split}{rows}")
+        path = self.folder / f"data/sample/{split}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["sentence1", "sentence2", "label"])
+            for number in range(rows):
+                words = generator.choices(WORDS, k=generator.randint(2, 7))
+                other = words[::-1] if number % 5 < 3 else generator.choices(WORDS, k=4)
+                writer.writerow([" ".join(words), " ".join(other), "equivalent" if number % 5 < 3 else "different"])
+
+    def commit(self, message: str) -> None:
+        self.run("git", "add", "-A")
+        self.run("git", "commit", "-q", "-m", message)
+
+    def start(self, *command: str, **env: str) -> subprocess.Popen[str]:
+        """Start a command in a session of its own, output to a pipe."""
+        return subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=self.env | env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, *command: str, code: int | None = 0, **env: str) -> str:
+        """Run a command to its end; its output. `code`: the exit code it must have (None: any)."""
+        process = self.start(*command, **env)
+        output, _ = process.communicate(timeout=300)
+        assert code is None or process.returncode == code, f"{command} ended with {process.returncode}:\n{output}"
+        return output
+
+    def repro(self, *arguments: str, code: int | None = 0, **env: str) -> str:
+        return self.run(sys.executable, "-m", "stages", "repro", *arguments, code=code, **env)
+
+    def digests(self, *paths: str) -> dict[str, str]:
+        """sha256 of every file below `paths` (all outs and dvc.lock if none are given)."""
+        found: dict[str, str] = {}
+        for name in paths or OUTS:
+            path = self.folder / name
+            for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+                if file.is_file() and file.name != ".gitignore":
+                    found[str(file.relative_to(self.folder))] = hashlib.sha256(file.read_bytes()).hexdigest()
+        return found
+
+    def runs(self) -> list[Path]:
+        return sorted((self.folder / "runs").glob("*/"))
+
+    def log(self) -> list[dict[str, Any]]:
+        """The events of the only run."""
+        (run,) = self.runs()
+        return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines() if line.startswith("{")]
+
+
+def kill_group(process: subprocess.Popen[str], number: int = signal.SIGKILL) -> str:
+    """Signal the whole session of `process` and wait for it; its output."""
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        time.sleep(0)
+    output, _ = process.communicate(timeout=120)
+    return output

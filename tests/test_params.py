@@ -1,0 +1,114 @@
+"""params.yaml: every mistake is one line that says what to write instead."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, Project
+
+from stages.config.errors import UserError
+from stages.config.params import Params, parse_params, read_yaml
+
+GOOD = read_yaml(ROOT / "params.yaml")
+STAGES = ("tokenize", "build_loaders", "launch", "train", "evaluate", "select_best")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("train.lr", 1, "train.learning_rate"),
+        ("train.learning_rat", 1, "did you mean learning_rate"),
+        ("train.batch_size", 16, "build_loaders.batch_size"),
+        ("train.per_device_train_batch_size", 16, "build_loaders.micro_batch_size"),
+        ("train.gradient_accumulation_steps", 2, "build_loaders.batch_size"),
+        ("train.warmup_ratio", 0.1, "train.warmup_steps"),
+        ("train.fp16", True, "train.precision: fp16"),
+        ("train.learning_rate", "fast", "a valid number"),
+        ("train.learning_rate", -1.0, "greater than 0"),
+        ("train.learning_rate", float("inf"), "a finite number"),
+        ("train.num_train_epochs", 0, "greater than or equal to 1"),
+        ("train.num_train_epochs", True, "a valid integer"),
+        ("train.eval_strategy", "never", "'epoch' or 'steps'"),
+        ("train.eval_strategy", "steps", "eval_steps must be a number"),
+        ("train.eval_steps", 5, "eval_strategy is epoch"),
+        ("train.save_steps", 5, "save_strategy is time"),
+        ("train.warmup_steps", 1.5, "a share of all steps below 1"),
+        ("train.early_stopping_threshold", 0.1, "early_stopping_patience"),
+        ("train.init_from_run", "latest", "12"),
+        ("data.text_columns", [], "at least 1 item"),
+        ("data.text_columns", ["label"], "named twice"),
+        ("data.label_names", ["a", "a"], "a name twice"),
+        ("data.config", "mrpc", "needs data.dataset"),
+        ("data.validation_size", 1.0, "less than 1"),
+        ("build_loaders.micro_batch_size", 5, "does not divide"),
+        ("build_loaders.seed", -1, "greater than or equal to 0"),
+        ("evaluate.metrics", ["accuracy", "bleu"], "nobody knows"),
+        ("evaluate.metrics", ["f1"], "neither loss nor one of evaluate.metrics"),
+        ("evaluate.eval_batch_size", 0, "greater than or equal to 1"),
+        ("select_best.tie_break", "random", "'earliest' or 'latest'"),
+        ("tokenize.max_length", 1, "greater than or equal to 4"),
+    ],
+)
+def test_bad_value_is_one_line_with_the_key_and_what_is_allowed(key: str, value: Any, expected: str) -> None:
+    values = copy.deepcopy(GOOD)
+    section, name = key.split(".")
+    values[section][name] = value
+    with pytest.raises(UserError) as error:
+        parse_params(values)
+    line = str(error.value)
+    assert line.startswith("params.yaml: ")
+    assert "\n" not in line
+    assert name in line
+    assert expected in line
+
+
+def test_missing_key_and_unknown_section_are_named() -> None:
+    values = copy.deepcopy(GOOD)
+    del values["train"]["seed"]
+    with pytest.raises(UserError, match=r"train\.seed is missing"):
+        parse_params(values)
+    with pytest.raises(UserError, match="unknown section 'training'"):
+        parse_params({**GOOD, "training": {}})
+
+
+def test_every_key_is_commented_in_params_yaml() -> None:
+    lines = (ROOT / "params.yaml").read_text(encoding="utf-8").splitlines()
+    keys = [line for line in lines if line.startswith("  ")]
+    assert [line for line in keys if " # " not in line] == []
+    expected = sum(len(field.annotation.model_fields) for field in Params.model_fields.values())  # type: ignore[union-attr]
+    assert len(keys) == expected
+
+
+@pytest.mark.parametrize("content", ["train: [", "a: 1\na: 2\n", "- a\n"])
+def test_broken_yaml_is_one_line(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=r"params\.yaml") as error:
+        parse_params(read_yaml(path))
+    assert "\n" not in str(error.value)
+
+
+def test_exponents_without_a_point_are_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text("a: 2e-5\n", encoding="utf-8")
+    assert read_yaml(path) == {"a": 2e-5}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_refuses_bad_parameters_before_it_loads_anything(project: Project, stage: str) -> None:
+    project.write_params(train={"learning_rate": -1})
+    command = [sys.executable, "-X", "importtime", "-m", f"stages.{stage}"]
+    result = subprocess.run(
+        command, cwd=project.folder, env={"PYTHONPATH": str(ROOT), "PATH": ""}, capture_output=True, text=True
+    )
+    lines = [line for line in result.stderr.splitlines() if not line.startswith("import time:")]
+    assert result.returncode == 2
+    assert len(lines) == 1
+    assert "train.learning_rate is -1" in lines[0]
+    assert "| torch\n" not in result.stderr
+    assert sorted(path.name for path in project.folder.iterdir()) == ["params.yaml"]
