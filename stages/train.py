@@ -51,6 +51,7 @@ def main() -> None:
     known = run.path.exists()
     run.create(identity)
     run.acquire()
+    stop.on_request = run.announce_stop
     if not known:
         explain_new_run(run, identity)
     device = pick_device(params.train.device)
@@ -58,14 +59,13 @@ def main() -> None:
     torch.manual_seed(params.train.seed)
     inputs, state = prepare(params, run, device)
 
-    stopped_by = resume_and_train(params, run, inputs, state, stop)
+    stopped_by = resume_and_train(params, identity, run, inputs, state, stop)
     if stopped_by is not None:
-        run.announce_stop()
         run.log("stopped", step=state.progress.step, signal=stopped_by)
         say(f"stopped by {stopped_by} after step {state.progress.step}, saved; run the same command again to go on")
         sys.exit(1)
-    if current_identity(load_params(), load_stage("train")) != identity:
-        changed = current_identity(load_params(), load_stage("train")).difference(identity.values)
+    changed = current_identity(load_params(), load_stage("train")).difference(identity.values)
+    if changed:
         raise UserError(
             f"nothing is published: {'; '.join(changed[:3])} changed while run {run.id} trained; "
             "run again to train with the change, or undo it and run again to publish this result"
@@ -152,7 +152,7 @@ def prepare(params: Params, run: RunFolder, device: torch.device) -> tuple[Input
 
 
 def resume_and_train(
-    params: Params, run: RunFolder, inputs: Inputs, state: TrainState, stop: StopRequest
+    params: Params, identity: Identity, run: RunFolder, inputs: Inputs, state: TrainState, stop: StopRequest
 ) -> str | None:
     """Go on from the newest good checkpoint, or begin; train; leave the final state saved.
 
@@ -162,8 +162,8 @@ def resume_and_train(
     from stages.run.checkpoint import CheckpointStore
     from stages.run.saver import Saver
     from stages.training.candidates import Candidates
-    from stages.training.loop import train
-    from stages.training.resume import resume
+    from stages.training.loop import NonFiniteLoss, train
+    from stages.training.resume import Resumer
     from stages.training.saving import SaveSchedule
 
     evaluate = params.evaluate
@@ -171,7 +171,9 @@ def resume_and_train(
     candidates = Candidates(
         run.candidates, params.train.keep_candidates, evaluate.metric_for_best_model, evaluate.higher_wins
     )
-    resume(state, store, candidates, run, inputs, say)
+    Resumer(state, run, identity, store, candidates, inputs.total_steps, inputs.device, say).resume(
+        params.train.init_from_run
+    )
 
     def sync_histories() -> None:
         state.train_history.sync()
@@ -183,16 +185,18 @@ def resume_and_train(
 
     saver = Saver(store, before_commit=sync_histories)
     schedule = SaveSchedule(params.train, saver, state.progress)
+    failure: NonFiniteLoss | None = None
     try:
         train(state, inputs, params.train, evaluate, candidates, saver, schedule, stop)
+    except NonFiniteLoss as error:
+        failure = error  # raised before it touched anything, so the state is whole
     finally:
-        if stop.signal:
-            run.announce_stop()
-        # A failed step leaves the state as it was after the last whole one, so it can be saved in any case.
         saver.wait()
-        if schedule.changed(state.progress):
-            saver.save(state.progress.step, state.state_dict)
-            saver.wait()
+    if schedule.changed(state.progress):
+        saver.save(state.progress.step, state.state_dict)
+        saver.wait()
+    if failure is not None:
+        raise failure
     remove_unused()
     complete = state.stopper.reason or (
         state.progress.step == inputs.total_steps and state.progress.evaluated_step == inputs.total_steps

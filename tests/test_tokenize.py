@@ -66,6 +66,28 @@ def test_outs_hold_no_path(project: Project, tmp_path: Path, tiny_model: Path) -
     assert [path.name for path in Path("data").iterdir() if path.name.startswith(".")] == []
 
 
+def test_outs_hold_nothing_of_the_hub_copy_but_its_rows(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = datasets.DatasetInfo(description="said so", download_checksums={"a/path": {"num_bytes": 1}})
+    columns = {"text": [text for text, _ in ROWS], "label": [label for _, label in ROWS]}
+    splits = datasets.DatasetDict({"train": datasets.Dataset.from_dict(columns, info=info)})
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: splits)
+    project.write_params(data={"dataset": "some/data"})
+    run_stage(stage.main)
+    for path in (path for path in Path("data/tokenized").rglob("*") if path.is_file()):
+        assert b"said so" not in path.read_bytes() and b"a/path" not in path.read_bytes(), path
+
+
+def test_other_rows_have_another_fingerprint(project: Project) -> None:
+    # It is the key under which datasets caches what a user computes from a split.
+    project.write_params()
+    found = set()
+    for rows in (ROWS, ROWS[:-1], ROWS):
+        project.write("data/in/train.csv", csv_rows(rows))
+        run_stage(stage.main)
+        found.add(json.loads(Path("data/tokenized/train/state.json").read_text())["_fingerprint"])
+    assert len(found) == 2
+
+
 def test_stage_runs_as_a_module_and_fails_with_one_line(project: Project) -> None:
     project.write("data/in/train.csv", csv_rows(ROWS))
     project.write_params()

@@ -112,6 +112,24 @@ class RunFolder:
                 time.sleep(0.2)
         self._write_lock(str(os.getpid()))
 
+    def release(self) -> None:
+        """Give the lock back."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def held_by(self) -> str | None:
+        """The pid of the process that trains this run, or None. Not for a process that holds the lock itself."""
+        path = self.path / "lock"
+        if not path.exists():
+            return None
+        with path.open("r+", encoding="utf-8") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return file.read().split()[0]
+        return None
+
     def announce_stop(self) -> None:
         """Tell a second start, through the lock's text, that this process is about to end."""
         self._write_lock(f"{os.getpid()} stopping")

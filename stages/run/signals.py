@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
@@ -18,12 +19,14 @@ _PR_SET_PDEATHSIG = 1
 class StopRequest:
     """Remembers the first stop signal; the loop looks at `signal` at its step boundaries.
 
-    Repeats change nothing, as a signal to the group and the parent's death often arrive as two. Only a second
-    SIGINT at least two seconds after the first ends the process at once; the last checkpoint counts then.
+    `on_request` is called once, with the first. Repeats change nothing, as a signal to the group and the parent's
+    death often arrive as two. Only a second SIGINT at least two seconds after the first ends the process at once; the
+    last checkpoint counts then.
     """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self.on_request: Callable[[], None] = lambda: None
         self._since = 0.0
 
     def install(self) -> None:
@@ -33,6 +36,7 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.signal is None:
             self.signal, self._since = signal.Signals(number), time.monotonic()
+            self.on_request()
         elif number == signal.SIGINT and time.monotonic() - self._since >= SECOND_CTRL_C_SECONDS:
             os.write(2, b"\nended at once; run the same command again: it continues from the last checkpoint\n")
             os._exit(128 + number)

@@ -28,6 +28,10 @@ class Candidates:
         folder.mkdir(parents=True, exist_ok=True)
         files.remove_temporaries(folder)
 
+    def at(self, folder: Path) -> Candidates:
+        """The same rules for another run's models."""
+        return Candidates(folder, self._keep, self._metric, self._sign < 0)
+
     def _rank(self, candidate: Candidate) -> tuple[bool, float, int]:
         value = candidate["scores"][self._metric]
         # NaN last; of equals the earlier one first.

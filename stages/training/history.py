@@ -22,6 +22,10 @@ class History:
         self._header = ("\t".join(columns) + "\n").encode()
         self._bytes = self._crc32 = 0
 
+    def at(self, path: Path) -> History:
+        """The same table in another place, at its beginning."""
+        return History(path, self._columns)
+
     def append(self, **values: float | int) -> None:
         """Add a row; `values` are exactly the columns."""
         self._write(("\t".join(repr(values[column]) for column in self._columns) + "\n").encode())
