@@ -1,0 +1,421 @@
+"""The promise: killed at any point, any number of times, train ends with the same bytes.
+
+Kills of the train stage alone, where every point can be named; tests/test_storm.py kills whole `dvc repro` runs.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkout import Checkout
+from conftest import ROOT
+
+TRAIN_OUTS = ("models/candidates", "metrics/train.json", "plots/train.tsv", "plots/eval.tsv")
+FAULTS = str(ROOT / "tests/faults.py")
+# Eight saves in 22 steps, so that a kill finds one behind it and one in the making.
+SAVES = {"save_strategy": "steps", "save_steps": 3}
+
+CONFIGURATIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "plain": {"train": {}},
+    "workers": {"train": {"num_workers": 2}},
+    "micro batches of one": {"build_loaders": {"batch_size": 4, "micro_batch_size": 1}, "train": {"max_steps": 20}},
+    "plateau": {
+        "train": {
+            "lr_scheduler_type": "ReduceLROnPlateau",
+            "lr_scheduler_kwargs": {"patience": 0, "factor": 0.5},
+            "warmup_steps": 0,
+            "eval_strategy": "steps",
+            "eval_steps": 4,
+            "keep_candidates": 2,
+        }
+    },
+    "early stopping": {
+        "train": {
+            "num_train_epochs": 4,
+            "eval_strategy": "steps",
+            "eval_steps": 2,
+            "early_stopping_patience": 4,
+            "early_stopping_threshold": 0.05,
+            "learning_rate": 1e-5,
+        }
+    },
+    "bf16": {"train": {"precision": "bf16", "lr_scheduler_type": "StepLR", "warmup_steps": 0,
+                       "lr_scheduler_kwargs": {"step_size": 1}}},
+    "fp16": {"train": {"precision": "fp16", "lr_scheduler_type": "cosine"}},
+    "weights and momentum": {
+        "train": {
+            "class_weights": "balanced",
+            "label_smoothing": 0.1,
+            "optim": "sgd",
+            "optim_kwargs": {"momentum": 0.9},
+            "learning_rate": 1e-2,
+            "freeze": ["bert.embeddings.*"],
+        }
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Callable[..., Checkout]:
+    """Makes a checkout in which only train is left to run, each time in a folder of its own."""
+    made: dict[str, Checkout] = {}
+
+    def make(params: dict[str, dict[str, Any]]) -> Checkout:
+        merged = {**params, "train": {**SAVES, **params.get("train", {})}}
+        key = json.dumps(
+            [merged.get("build_loaders"), merged["train"].get("num_train_epochs"), merged["train"].get("max_steps")]
+        )
+        if key not in made:
+            made[key] = Checkout(tmp_path_factory.mktemp("base") / "repo", tiny_model, merged)
+            for stage in ("tokenize", "build_loaders"):
+                made[key].run("python", "-m", f"stages.{stage}")
+        copy = object.__new__(Checkout)
+        copy.folder = tmp_path_factory.mktemp("copy") / "repo"
+        copy.env = made[key].env
+        shutil.copytree(made[key].folder, copy.folder, ignore=shutil.ignore_patterns("runs", ".git", "models"))
+        copy.set_params(merged)
+        return copy
+
+    return make
+
+
+def train(checkout: Checkout, code: int | None = 0, **env: str) -> str:
+    return checkout.run("python", "-m", "stages.train", code=code, **env)
+
+
+def die_at(checkout: Checkout, point: str) -> int:
+    process = checkout.start("python", FAULTS, point, "stages.train")
+    process.communicate(timeout=120)
+    return process.returncode
+
+
+def executed_steps(checkout: Checkout) -> list[int]:
+    """The steps at which training was started or gone on with."""
+    return [event["step"] for event in checkout.log() if event["event"] == "start"]
+
+
+def saved_steps(checkout: Checkout) -> list[int]:
+    (run,) = checkout.runs()
+    return sorted(int(path.name[5:]) for path in (run / "checkpoints").glob("step-*"))
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_killed_run_ends_with_the_same_bytes(prepared: Callable[..., Checkout], name: str) -> None:
+    reference, killed = prepared(CONFIGURATIONS[name]), prepared(CONFIGURATIONS[name])
+    operations = reference.folder.parent / "operations"
+    reference.run("python", FAULTS, f"count:{operations}", "stages.train")
+    count = len(operations.read_text().splitlines())
+    generator = random.Random(name)
+    points = [f"{generator.choice(['before', 'after'])}:{int(count * generator.uniform(0.15, 0.3))}" for _ in range(2)]
+    for point in (*points, "on:models/.candidates"):
+        assert die_at(killed, point) == -signal.SIGKILL, point
+    train(killed)
+    assert killed.digests(*TRAIN_OUTS) == reference.digests(*TRAIN_OUTS)
+    steps = executed_steps(killed)
+    assert len(steps) == 4
+    assert steps[0] == 0
+    assert steps == sorted(steps)
+    assert steps[-1] > 0
+    if name == "early stopping":
+        metrics = json.loads((killed.folder / "metrics/train.json").read_text())
+        assert metrics["stopped_early"]
+        assert metrics["steps"] < 44
+
+
+def test_kill_at_every_kind_of_write_ends_with_the_same_bytes(prepared: Callable[..., Checkout]) -> None:
+    params = {
+        "train": {"max_steps": 8, "num_train_epochs": 1, "eval_strategy": "steps", "eval_steps": 4, "save_steps": 4}
+    }
+    reference = prepared(params)
+    operations = reference.folder.parent / "operations"
+    reference.run("python", FAULTS, f"count:{operations}", "stages.train")
+    expected = reference.digests(*TRAIN_OUTS)
+    lines = operations.read_text().splitlines()
+    # One point for each operation on each kind of file, the last time it happens and a random time.
+    kinds: dict[str, list[int]] = {}
+    for line in lines:
+        number, operation, target = line.split(" ", 2)
+        kinds.setdefault(f"{operation} {'fd' if target.isdigit() else Path(target).name.lstrip('.')[:8]}", []).append(
+            int(number)
+        )
+    generator = random.Random(0)
+    points = sorted(
+        {f"{generator.choice(['before', 'after'])}:{generator.choice(numbers)}" for numbers in kinds.values()}
+    )
+    assert len(points) > 15
+    for point in generator.sample(points, 12):
+        killed = prepared(params)
+        assert die_at(killed, point) == -signal.SIGKILL, point
+        train(killed)
+        assert killed.digests(*TRAIN_OUTS) == expected, (point, lines[int(point.split(":")[1]) - 1])
+        shutil.rmtree(killed.folder)
+
+
+def start_training(checkout: Checkout, **env: str) -> subprocess.Popen[str]:
+    """Start a long run and return once it has saved something."""
+    process = checkout.start("python", "-m", "stages.train", **env)
+    deadline = time.monotonic() + 90
+    while not list(checkout.folder.glob("runs/*/checkpoints/step-*")):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return process
+
+
+LONG = {"train": {"num_train_epochs": 60, "eval_strategy": "steps", "eval_steps": 30, "save_strategy": "time",
+                  "save_steps": None, "save_seconds": 1}}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def long_reference(prepared: Callable[..., Checkout]) -> dict[str, str]:
+    reference = prepared(LONG)
+    train(reference)
+    return reference.digests(*TRAIN_OUTS)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+@pytest.mark.parametrize("target", ["process", "group"])
+def test_stop_signal_saves_says_what_to_run_and_exits_non_zero(
+    prepared: Callable[..., Checkout], long_reference: dict[str, str], number: signal.Signals, target: str
+) -> None:
+    checkout = prepared({**LONG, "train": {**LONG["train"], "num_workers": 2 if target == "group" else 0}})
+    process = start_training(checkout)
+    begin = time.monotonic()
+    for _ in range(3):  # repeats change nothing
+        os.killpg(process.pid, number) if target == "group" else os.kill(process.pid, number)
+        time.sleep(0.05)
+    output, _ = process.communicate(timeout=30)
+    assert time.monotonic() - begin < 20
+    assert process.returncode == 1
+    last = output.strip().splitlines()[-1]
+    assert f"stopped by {number.name} after step" in last
+    assert "run the same command again" in last
+    stopped_at = next(event["step"] for event in checkout.log() if event["event"] == "stopped")
+    assert saved_steps(checkout)[-1] == stopped_at
+    assert not (checkout.folder / "models").exists()
+    train(checkout)
+    assert executed_steps(checkout) == [0, stopped_at]
+    assert checkout.digests(*TRAIN_OUTS) == long_reference
+
+
+def test_second_ctrl_c_ends_at_once_without_harm(
+    prepared: Callable[..., Checkout], long_reference: dict[str, str]
+) -> None:
+    checkout = prepared(LONG)
+    process = start_training(checkout)
+    # A stopped process cannot finish its step: what a hung disk or device looks like.
+    os.kill(process.pid, signal.SIGSTOP)
+    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, signal.SIGCONT)
+    process.communicate(timeout=30)
+    assert process.returncode != 0
+    train(checkout)
+    assert checkout.digests(*TRAIN_OUTS) == long_reference
+
+
+def test_second_trainer_is_refused_with_the_pid_of_the_first(prepared: Callable[..., Checkout]) -> None:
+    checkout = prepared(LONG)
+    first = start_training(checkout)
+    second = train(checkout, code=2)
+    assert f"being trained by process {first.pid}" in second.strip().splitlines()[-1]
+    first.kill()
+    first.communicate()
+    third = start_training(checkout)  # a stale lock never blocks
+    third.kill()
+    third.communicate()
+    assert len(executed_steps(checkout)) == 2
+
+
+def test_trainer_dies_with_its_parent(prepared: Callable[..., Checkout]) -> None:
+    checkout = prepared(LONG)
+    script = "import subprocess, sys; subprocess.run([sys.executable, '-m', 'stages.launch'])"
+    parent = checkout.start("python", "-c", script)
+    while not list(checkout.folder.glob("runs/*/checkpoints/step-*")):
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    (run,) = checkout.runs()
+    with (run / "lock").open("r+") as file:
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                assert time.monotonic() < deadline, "the trainer outlived its parent"
+                time.sleep(0.1)
+    parent.communicate()
+    assert checkout.log()[-1] | {"time": 0, "pid": 0, "step": 0} == {
+        "event": "stopped", "signal": "SIGTERM", "time": 0, "pid": 0, "step": 0,
+    }  # fmt: skip
+
+
+def test_kills_that_always_come_before_save_seconds_still_end(prepared: Callable[..., Checkout]) -> None:
+    params = {**LONG, "train": {**LONG["train"], "save_seconds": 3600}}
+    checkout, steps = prepared(params), []
+    for _ in range(3):
+        process = start_training(checkout)
+        time.sleep(1.5)
+        process.kill()
+        process.communicate()
+        steps.append(saved_steps(checkout)[-1])
+    assert steps == sorted(set(steps)), "no progress between two kills"
+    assert steps[0] > 0
+
+
+def test_stopped_run_that_is_started_again_trains_no_step(prepared: Callable[..., Checkout]) -> None:
+    checkout = prepared(CONFIGURATIONS["early stopping"])
+    train(checkout)
+    shutil.rmtree(checkout.folder / "models")
+    step = json.loads((checkout.folder / "metrics/train.json").read_text())["steps"]
+    output = train(checkout)
+    assert f"complete since step {step}: publishing it, nothing to train" in output
+    assert executed_steps(checkout) == [0, step]
+
+
+def test_other_parameters_get_a_run_of_their_own_and_the_first_goes_on(prepared: Callable[..., Checkout]) -> None:
+    checkout = prepared({})
+    assert die_at(checkout, "after:60") == -signal.SIGKILL
+    params = json.loads((checkout.folder / "params.yaml").read_text())
+    other = {**params, "train": {**params["train"], "learning_rate": 1e-3}}
+    (checkout.folder / "params.yaml").write_text(json.dumps(other))
+    output = train(checkout)
+    (first,) = [run for run in checkout.runs() if not (run / "finished.json").exists()]
+    assert f"differs from run {first.name} in train.learning_rate: 0.0001 -> 0.001" in output
+    assert f"train.init_from_run: {first.name}" in output
+    (checkout.folder / "params.yaml").write_text(json.dumps(params))
+    assert "going on after step" in train(checkout)
+    reference = prepared({})
+    train(reference)
+    assert checkout.digests(*TRAIN_OUTS) == reference.digests(*TRAIN_OUTS)
+
+
+@pytest.mark.parametrize(
+    ("path", "edit", "continues"),
+    [
+        ("stages/training/loop.py", lambda text: "# a comment\n" + text, True),
+        ("stages/training/losses.py", lambda text: text + "\nNEW = 1\n", False),
+        ("data/tokenized/task.json", lambda text: text + "\n", False),
+        ("tiny/config.json", lambda text: text.replace("0.1", "0.2"), False),
+    ],
+)
+def test_edit_between_kill_and_rerun_starts_anew_unless_it_is_a_comment(
+    prepared: Callable[..., Checkout], path: str, edit: Callable[[str], str], continues: bool
+) -> None:
+    checkout = prepared({})
+    assert die_at(checkout, "after:60") == -signal.SIGKILL
+    file = checkout.folder / path
+    file.write_text(edit(file.read_text()))
+    output = train(checkout)
+    assert ("going on after step" in output) == continues
+    assert (Path(path).name in output) != continues
+    assert len(checkout.runs()) == (1 if continues else 2)
+
+
+def test_edit_while_it_trains_publishes_nothing(prepared: Callable[..., Checkout]) -> None:
+    checkout = prepared({**LONG, "train": {**LONG["train"], "num_train_epochs": 20}})
+    process = start_training(checkout)
+    losses = checkout.folder / "stages/training/losses.py"
+    before = losses.read_text()
+    losses.write_text(before + "\nNEW = 1\n")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "nothing is published: stages/training/losses.py: changed" in output
+    assert not (checkout.folder / "models").exists()
+    losses.write_text(before)
+    assert "nothing to train" in train(checkout)
+
+
+def test_thread_count_is_restored_and_said(prepared: Callable[..., Checkout]) -> None:
+    checkout, reference = prepared({}), prepared({})
+    train(reference)
+    assert die_at(checkout, "after:60") == -signal.SIGKILL
+    output = train(checkout, OMP_NUM_THREADS="2")
+    assert "intra-op threads set from 2 to 1" in output
+    assert checkout.digests(*TRAIN_OUTS) == reference.digests(*TRAIN_OUTS)
+
+
+def test_other_library_version_goes_on_and_is_counted(prepared: Callable[..., Checkout]) -> None:
+    checkout = prepared({})
+    assert die_at(checkout, "after:60") == -signal.SIGKILL
+    fake = checkout.folder.parent / "fake"
+    fake.mkdir()
+    (fake / "sitecustomize.py").write_text("import numpy\nnumpy.__version__ = '9.9.9'\n")
+    output = train(checkout, PYTHONPATH=str(fake))
+    assert "warning: the environment changed (numpy:" in output
+    assert json.loads((checkout.folder / "metrics/train.json").read_text())["environments"] == 2
+
+
+@pytest.mark.parametrize("place", ["checkpoints", "candidates", "history"])
+def test_damage_anywhere_in_the_newest_state_costs_one_checkpoint_at_most(
+    prepared: Callable[..., Checkout], place: str
+) -> None:
+    checkout, reference = prepared({}), prepared({})
+    train(reference)
+    assert die_at(checkout, "after:110") == -signal.SIGKILL
+    (run,) = checkout.runs()
+    newest = max(path for path in (run / place).rglob("*") if path.is_file() and not path.name.startswith("."))
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 3] ^= 4
+    newest.write_bytes(content)
+    output = train(checkout)
+    assert "is damaged and was set aside" in output
+    assert newest.name in output
+    assert checkout.digests(*TRAIN_OUTS) == reference.digests(*TRAIN_OUTS)
+
+
+def test_full_disk_keeps_the_last_good_state_and_names_the_bytes(prepared: Callable[..., Checkout]) -> None:
+    checkout, reference = prepared({}), prepared({})
+    train(reference)
+    limit = 60_000  # bytes a file may have: the model fits, the optimizer's state does not
+
+    def small_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    process = subprocess.run(
+        [sys.executable, "-m", "stages.train"], cwd=checkout.folder, env=checkout.env, preexec_fn=small_files,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert process.returncode == 2
+    line = process.stderr.strip().splitlines()[-1]
+    assert "could not be written" in line
+    assert "bytes" in line
+    assert "Traceback" not in process.stderr
+    train(checkout)
+    assert checkout.digests(*TRAIN_OUTS) == reference.digests(*TRAIN_OUTS)
+
+
+def test_init_from_run_goes_on_with_everything_where_optimizer_and_plan_are_the_same(
+    prepared: Callable[..., Checkout],
+) -> None:
+    checkout = prepared({})
+    train(checkout)
+    (first,) = checkout.runs()
+    params = json.loads((checkout.folder / "params.yaml").read_text())
+    params["train"] |= {"num_train_epochs": 3, "init_from_run": first.name}
+    (checkout.folder / "params.yaml").write_text(json.dumps(params))
+    checkout.run("python", "-m", "stages.build_loaders")
+    assert f"continuing run {first.name} after step 22: same optimizer and plan" in train(checkout)
+    assert json.loads((checkout.folder / "metrics/train.json").read_text())["steps"] == 33
+    assert len((checkout.folder / "plots/eval.tsv").read_text().splitlines()) == 4
+    params["train"] |= {"learning_rate": 1e-5}
+    (checkout.folder / "params.yaml").write_text(json.dumps(params))
+    output = train(checkout)
+    assert f"starting with the weights of run {first.name} at step 22 only, as train.learning_rate differs" in output
+    params["train"] |= {"init_from_run": "0" * 12}
+    (checkout.folder / "params.yaml").write_text(json.dumps(params))
+    assert "no such run" in train(checkout, code=2).strip().splitlines()[-1]

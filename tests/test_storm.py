@@ -1,0 +1,180 @@
+"""Whole `dvc repro` runs under kills, and what DVC leaves behind when it is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import storm
+from checkout import Checkout
+
+LONG = {"train": {"num_train_epochs": 40, "eval_strategy": "steps", "eval_steps": 100, "save_seconds": 1}}
+SHORT = {"train": {"num_train_epochs": 1}}
+
+
+def test_storm_of_kills_ends_with_the_same_lock(tmp_path: Path, tiny_model: Path) -> None:
+    reference = Checkout(tmp_path / "reference", tiny_model, LONG)
+    reference.repro()
+    expected = storm.digests(reference.folder)
+    killed = Checkout(tmp_path / "killed", tiny_model, LONG)
+    report = storm.Report()
+    storm.weather(killed.folder, killed.env, expected, report, kills=10, generator=random.Random(7), longest=14)
+    assert report.manual_repairs == 0
+    assert report.completed == report.equal == 1
+    # Proof that it was a storm: it was killed, in train too, and train went on from a step after the first.
+    assert report.total_kills >= 5
+    assert report.in_stage.get("train", 0) >= 1
+    assert report.resumed >= 1
+    shutil.rmtree(killed.folder)
+
+
+@pytest.fixture
+def small(tmp_path: Path, tiny_model: Path) -> Checkout:
+    return Checkout(tmp_path / "repo", tiny_model, SHORT)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Checkout:
+    checkout = Checkout(tmp_path_factory.mktemp("finished") / "repo", tiny_model, SHORT)
+    checkout.repro()
+    checkout.commit("done")
+    return checkout
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"write": {"a": 1}, "read": {}}'])
+def test_torn_rwlock_is_set_aside(finished: Checkout, content: str) -> None:
+    rwlock = finished.folder / ".dvc/tmp/rwlock"
+    rwlock.write_text(content)
+    if content != '{"write": {"a": 1}, "read": {}}':
+        assert "orrupted" in finished.run("dvc", "repro", code=None)  # plain DVC stays blocked: the reason for all this
+    output = finished.repro()
+    assert "mended: .dvc/tmp/rwlock" in output
+    assert "up to date" in output
+
+
+def test_rwlock_of_a_live_process_is_left_alone(finished: Checkout) -> None:
+    rwlock = finished.folder / ".dvc/tmp/rwlock"
+    me = {"pid": os.getpid(), "cmd": "dvc repro"}
+    held = {"write": {str(finished.folder / "models/candidates"): me}, "read": {}}
+    rwlock.write_text(json.dumps(held))
+    output = finished.repro("--force", "train", code=None)
+    assert "mended" not in output
+    assert "busy" in output
+    assert json.loads(rwlock.read_text())["write"] == held["write"]
+    rwlock.write_text("{}")
+
+
+def test_rwlock_entry_of_a_dead_process_whose_number_lives_on_is_removed(finished: Checkout) -> None:
+    rwlock = finished.folder / ".dvc/tmp/rwlock"
+    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    entry = {"pid": other.pid, "cmd": "dvc repro"}
+    rwlock.write_text(json.dumps({"write": {str(finished.folder / "dvc.lock"): entry}, "read": {}}))
+    os.utime(rwlock, (time.time() - 3600,) * 2)  # written long before that process began
+    assert "removed the entries of processes that have ended" in finished.repro()
+    other.kill()
+    other.wait()
+
+
+@pytest.mark.parametrize("keep", [0, 0.5])
+def test_torn_lock_file_is_set_aside_and_filled_from_the_cache(finished: Checkout, keep: float) -> None:
+    lock = finished.folder / "dvc.lock"
+    content = lock.read_bytes()
+    started = len(finished.log())
+    lock.write_bytes(content[: int(len(content) * keep)])
+    output = finished.repro()
+    assert "mended: dvc.lock was torn" in output
+    assert lock.read_bytes() == content
+    assert [event["event"] for event in finished.log()[started:]] in ([], ["start", "finished"])
+    assert list((finished.folder / ".dvc/tmp").glob("dvc.lock.damaged-*"))
+
+
+def test_detached_head_of_a_killed_experiment_goes_back_to_its_branch(small: Checkout) -> None:
+    checkout = small
+    checkout.repro()
+    checkout.commit("done")
+    branch = checkout.run("git", "symbolic-ref", "HEAD").strip()
+    experiment = ("dvc", "exp", "run", "-S", "train.num_train_epochs=60")
+    process = checkout.start(*experiment)
+    while len(checkout.runs()) < 2 or not list(checkout.runs()[0].glob("checkpoints/step-*")):
+        time.sleep(0.1)
+        assert process.poll() is None
+    time.sleep(1.5)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert checkout.run("git", "symbolic-ref", "-q", "HEAD", code=1) == ""
+    # The same experiment again goes on where it was.
+    output = checkout.run(*experiment)
+    assert "going on after step" in output
+    assert "mended: HEAD was left detached" in checkout.repro()
+    assert checkout.run("git", "symbolic-ref", "HEAD").strip() == branch
+    assert json.loads((checkout.folder / "params.yaml").read_text())["train"]["num_train_epochs"] == 60
+    assert checkout.run("git", "for-each-ref", "refs/exps/exec") == ""
+
+
+def test_head_that_a_person_detached_is_left_alone(finished: Checkout) -> None:
+    branch = finished.run("git", "symbolic-ref", "--short", "HEAD").strip()
+    finished.run("git", "checkout", "-q", "--detach")
+    assert "mended" not in finished.repro()
+    finished.run("git", "checkout", "-q", branch)
+
+
+def test_experiment_in_a_temporary_folder_goes_on_after_a_kill(small: Checkout) -> None:
+    checkout = small
+    checkout.repro()
+    checkout.commit("done")
+    experiment = ("dvc", "exp", "run", "--temp", "-S", "train.num_train_epochs=60")
+    process = checkout.start(*experiment)
+    while len(checkout.runs()) < 2:
+        time.sleep(0.1)
+        assert process.poll() is None, process.communicate()
+    known = {run.name for run in checkout.runs()}
+    time.sleep(3)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    output = checkout.run(*experiment)
+    assert "going on after step" in output
+    assert {run.name for run in checkout.runs()} == known
+
+
+def test_earlier_configuration_comes_from_the_run_cache_without_training(small: Checkout) -> None:
+    checkout = small
+    checkout.repro()
+    first = checkout.digests()
+    checkout.set_params({"train": {"num_train_epochs": 1, "learning_rate": 3e-4}})
+    checkout.repro()
+    assert checkout.digests() != first
+    shutil.rmtree(checkout.folder / "runs")
+    checkout.set_params(SHORT)
+    output = checkout.repro()
+    assert "is cached - skipping run" in output
+    assert checkout.digests() == first
+    assert not (checkout.folder / "runs").exists()
+
+
+def test_fresh_trains_from_the_beginning_to_the_same_bytes(finished: Checkout) -> None:
+    before, started = finished.digests(), len(finished.log())
+    output = finished.repro("--fresh", "--force", "--no-run-cache", "train")
+    assert "dropped run" in output
+    assert len(finished.log()) <= started
+    assert finished.log()[0]["step"] == 0
+    assert finished.digests() == before
+
+
+def test_runs_are_listed_and_pruned(finished: Checkout) -> None:
+    (run,) = finished.runs()
+    listing = finished.run(sys.executable, "-m", "stages", "runs")
+    assert run.name in listing
+    assert "finished" in listing
+    other = finished.folder / "runs" / ("0" * 12)
+    shutil.copytree(run, other)
+    os.utime(other / "lock", (0, 0))
+    assert f"removed {other.name}" in finished.run(sys.executable, "-m", "stages", "runs", "--prune")
+    assert finished.runs() == [run]
