@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from stages.config.errors import UserError, run_stage
 from stages.config.params import Params, load_params
 from stages.config.pipeline import StageSpec, load_stage, require_dep
-from stages.run.signals import StopRequest, die_with_parent
+from stages.run.signals import StopRequest, die_with_parent, ignore_stop_signals
 
 if TYPE_CHECKING:
     import torch
@@ -62,6 +62,7 @@ def main() -> None:
     stopped_by = resume_and_train(params, identity, run, inputs, state, stop)
     if stopped_by is not None:
         run.log("stopped", step=state.progress.step, signal=stopped_by)
+        ignore_stop_signals()  # a repeat would end the interpreter on its way out, with another exit code
         say(f"stopped by {stopped_by} after step {state.progress.step}, saved; run the same command again to go on")
         sys.exit(1)
     changed = current_identity(load_params(), load_stage("train")).difference(identity.values)

@@ -1,9 +1,8 @@
 """Ends a process with SIGKILL at a named point of its own choosing: before or after the n-th write to disk.
 
-`python tests/faults.py POINT MODULE` runs MODULE as `python -m` would. POINT is `count:FILE` (write down how many
-operations there were, and which), `before:N` / `after:N` (die there), or `on:TEXT` (die before the first operation on a
-path with TEXT in it). Operations are what commits and publishing
-consist of: open for writing, fsync, rename, replace, unlink, rmdir, mkdir.
+A point is `count:FILE` (write down how many operations there were, and which), `before:N` / `after:N` (die there), or
+`on:TEXT` (die before the first operation on a path with TEXT in it). Operations are what commits and publishing consist
+of: open for writing, fsync, rename, replace, unlink, rmdir, mkdir, truncate.
 """
 
 from __future__ import annotations
@@ -11,10 +10,9 @@ from __future__ import annotations
 import builtins
 import functools
 import io
+import itertools
 import os
-import runpy
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,7 @@ class Faults:
 
     def __init__(self, point: str) -> None:
         self.when, _, self.where = point.partition(":")
-        self.number = 0
+        self.numbers = itertools.count(1)
         self.home = str(Path.cwd())
         self.main = os.getpid()
 
@@ -37,8 +35,7 @@ class Faults:
             ours = isinstance(args[0], int) or str(Path.cwd() / os.fspath(args[0])).startswith(self.home)
             if os.getpid() != self.main or not ours or "__pycache__" in str(args[0]):
                 return function(*args, **kwargs)
-            self.number += 1
-            number = self.number
+            number = next(self.numbers)  # atomic: the saver counts in a thread of its own
             if self.when == "count":
                 with open_file(self.where, "a") as file:
                     file.write(f"{number} {name} {args[0]}\n")
@@ -46,10 +43,11 @@ class Faults:
                 os.kill(self.main, signal.SIGKILL)
             if self.when == "on" and self.where in str(args[0]):
                 os.kill(self.main, signal.SIGKILL)
-            result = function(*args, **kwargs)
-            if self.when == "after" and number == int(self.where):
-                os.kill(self.main, signal.SIGKILL)
-            return result
+            try:
+                return function(*args, **kwargs)
+            finally:
+                if self.when == "after" and number == int(self.where):
+                    os.kill(self.main, signal.SIGKILL)
 
         return counted
 
@@ -75,9 +73,3 @@ def install(point: str) -> None:
         setattr(os, name, faults.wrap(name, getattr(os, name)))
     builtins.open = faults.wrap_open(builtins.open)  # type: ignore[assignment]
     io.open = faults.wrap_open(io.open)  # type: ignore[assignment]
-
-
-if __name__ == "__main__":
-    install(sys.argv[1])
-    sys.path[0] = str(Path.cwd())
-    runpy.run_module(sys.argv[2], run_name="__main__", alter_sys=True)

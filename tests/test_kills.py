@@ -15,16 +15,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from checkout import Checkout
-from conftest import ROOT
+from forked import Forker
 
 TRAIN_OUTS = ("models/candidates", "metrics/train.json", "plots/train.tsv", "plots/eval.tsv")
-FAULTS = str(ROOT / "tests/faults.py")
 # Eight saves in 22 steps, so that a kill finds one behind it and one in the making.
 SAVES = {"save_strategy": "steps", "save_steps": 3}
 
@@ -92,14 +91,25 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Call
     return make
 
 
-def train(checkout: Checkout, code: int | None = 0, **env: str) -> str:
-    return checkout.run("python", "-m", "stages.train", code=code, **env)
+FORKERS: list[Forker] = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forker() -> Iterator[None]:
+    FORKERS.append(Forker())
+    yield
+    FORKERS.pop().close()
+
+
+def train(checkout: Checkout, code: int = 0, point: str | None = None, **env: str) -> str:
+    """Run train in `checkout` to its end, or to `point` of tests/faults.py; what it printed."""
+    status, output = FORKERS[0].run(checkout.folder, point, env)
+    assert status == code, output
+    return output
 
 
 def die_at(checkout: Checkout, point: str) -> int:
-    process = checkout.start("python", FAULTS, point, "stages.train")
-    process.communicate(timeout=120)
-    return process.returncode
+    return FORKERS[0].run(checkout.folder, point, {})[0]
 
 
 def executed_steps(checkout: Checkout) -> list[int]:
@@ -116,7 +126,7 @@ def saved_steps(checkout: Checkout) -> list[int]:
 def test_killed_run_ends_with_the_same_bytes(prepared: Callable[..., Checkout], name: str) -> None:
     reference, killed = prepared(CONFIGURATIONS[name]), prepared(CONFIGURATIONS[name])
     operations = reference.folder.parent / "operations"
-    reference.run("python", FAULTS, f"count:{operations}", "stages.train")
+    train(reference, point=f"count:{operations}")
     count = len(operations.read_text().splitlines())
     generator = random.Random(name)
     points = [f"{generator.choice(['before', 'after'])}:{int(count * generator.uniform(0.15, 0.3))}" for _ in range(2)]
@@ -141,7 +151,7 @@ def test_kill_at_every_kind_of_write_ends_with_the_same_bytes(prepared: Callable
     }
     reference = prepared(params)
     operations = reference.folder.parent / "operations"
-    reference.run("python", FAULTS, f"count:{operations}", "stages.train")
+    train(reference, point=f"count:{operations}")
     expected = reference.digests(*TRAIN_OUTS)
     lines = operations.read_text().splitlines()
     # One point for each operation on each kind of file, the last time it happens and a random time.
@@ -166,9 +176,10 @@ def test_kill_at_every_kind_of_write_ends_with_the_same_bytes(prepared: Callable
 
 def start_training(checkout: Checkout, **env: str) -> subprocess.Popen[str]:
     """Start a long run and return once it has saved something."""
+    known = set(checkout.folder.glob("runs/*/checkpoints/step-*"))
     process = checkout.start("python", "-m", "stages.train", **env)
     deadline = time.monotonic() + 90
-    while not list(checkout.folder.glob("runs/*/checkpoints/step-*")):
+    while not set(checkout.folder.glob("runs/*/checkpoints/step-*")) - known:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -268,7 +279,6 @@ def test_kills_that_always_come_before_save_seconds_still_end(prepared: Callable
     checkout, steps = prepared(params), []
     for _ in range(3):
         process = start_training(checkout)
-        time.sleep(1.5)
         process.kill()
         process.communicate()
         steps.append(saved_steps(checkout)[-1])
@@ -343,7 +353,7 @@ def test_thread_count_is_restored_and_said(prepared: Callable[..., Checkout]) ->
     checkout, reference = prepared({}), prepared({})
     train(reference)
     assert die_at(checkout, "after:60") == -signal.SIGKILL
-    output = train(checkout, OMP_NUM_THREADS="2")
+    output = checkout.run("python", "-m", "stages.train", OMP_NUM_THREADS="2")
     assert "intra-op threads set from 2 to 1" in output
     assert checkout.digests(*TRAIN_OUTS) == reference.digests(*TRAIN_OUTS)
 
@@ -354,7 +364,7 @@ def test_other_library_version_goes_on_and_is_counted(prepared: Callable[..., Ch
     fake = checkout.folder.parent / "fake"
     fake.mkdir()
     (fake / "sitecustomize.py").write_text("import numpy\nnumpy.__version__ = '9.9.9'\n")
-    output = train(checkout, PYTHONPATH=str(fake))
+    output = checkout.run("python", "-m", "stages.train", PYTHONPATH=str(fake))
     assert "warning: the environment changed (numpy:" in output
     assert json.loads((checkout.folder / "metrics/train.json").read_text())["environments"] == 2
 
@@ -365,7 +375,7 @@ def test_damage_anywhere_in_the_newest_state_costs_one_checkpoint_at_most(
 ) -> None:
     checkout, reference = prepared({}), prepared({})
     train(reference)
-    assert die_at(checkout, "after:110") == -signal.SIGKILL
+    assert die_at(checkout, "after:200") == -signal.SIGKILL
     (run,) = checkout.runs()
     newest = max(path for path in (run / place).rglob("*") if path.is_file() and not path.name.startswith("."))
     content = bytearray(newest.read_bytes())

@@ -1,0 +1,92 @@
+"""Runs `python -m stages.train` many times without paying for its imports each time.
+
+`python tests/forked.py` imports them once and then forks a process for every JSON line on standard input:
+{"folder", "point" (of tests/faults.py, or null), "output" (a file), "env"}. It answers with the exit status, negative
+for a signal. Every run is a process of its own, with real files and real SIGKILL; what a start of the interpreter
+adds is tested by the runs that do not come from here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import pkgutil
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def serve() -> None:
+    """Answer requests until standard input ends."""
+    sys.path.insert(0, str(ROOT))
+    import evaluate  # noqa: F401  the slowest import, and train's only lazy one
+    import faults
+
+    import stages
+
+    for module in pkgutil.walk_packages(stages.__path__, "stages."):
+        if module.name not in ("stages.train", "stages.__main__") and not module.name.startswith("stages.metrics.c"):
+            importlib.import_module(module.name)
+    for line in sys.stdin:
+        request = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            run(request, faults)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+def run(request: dict[str, Any], faults: Any) -> None:
+    """The child: become train."""
+    code = 1
+    try:
+        os.setsid()
+        os.chdir(request["folder"])
+        os.environ.update(request["env"])
+        output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        if request["point"]:
+            faults.install(request["point"])
+        runpy.run_module("stages.train", run_name="__main__", alter_sys=True)
+        code = 0
+    except SystemExit as ending:
+        code = ending.code if isinstance(ending.code, int) else 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+class Forker:
+    """The other side: `run` gives a run's exit status and what it printed."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    def run(self, folder: Path, point: str | None, env: dict[str, str]) -> tuple[int, str]:
+        assert self._process.stdin and self._process.stdout
+        output = folder.parent / "output"
+        request = {"folder": str(folder), "point": point, "output": str(output), "env": env}
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline()), output.read_text()
+
+    def close(self) -> None:
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.wait()
+
+
+if __name__ == "__main__":
+    serve()
