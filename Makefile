@@ -18,6 +18,14 @@ run: setup  ## run the pipeline: what is done already is skipped
 test: setup  ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadscope
 
+demo: setup  ## start, kill -9, run again, compare hashes
+	tests/kill_demo.sh
+
+KILLS ?= 100
+SEED ?= 0
+storm: setup  ## KILLS=100 SEED=0: kill whole runs at random times and compare every byte
+	$(BIN)/python tests/storm.py --kills $(KILLS) --seed $(SEED)
+
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -26,4 +34,4 @@ lint: setup  ## ruff and mypy
 clean:  ## remove .venv and caches; runs, models and data stay
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
 
-.PHONY: help setup run test lint clean
+.PHONY: help setup run test demo storm lint clean

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from stages.config.errors import UserError, quote, run_stage
 from stages.config.params import DataParams, Params, load_params
+from stages.config.pipeline import load_stage
+from stages.modeling.source import require_visible
 from stages.run.signals import die_with_parent
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ def main() -> None:
     """Run the stage from params.yaml. A failure leaves the outs as they were."""
     die_with_parent()
     params = load_params()
+    require_visible(load_stage("tokenize"), params.model.source)
     _refuse_reserved(params.data)
     _quieten()
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from stages.config.errors import UserError, run_stage
 from stages.config.params import Params, load_params
-from stages.config.pipeline import StageSpec, load_stage, require_dep
+from stages.config.pipeline import StageSpec, load_stage
+from stages.modeling.source import require_visible
 from stages.run.signals import StopRequest, die_with_parent, ignore_stop_signals
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def main() -> None:
     stop.install()
     die_with_parent()
     params, stage = load_params(), load_stage("train")
-    check_local_paths(params, stage)
+    require_visible(stage, params.model.source)
 
     import torch
 
@@ -75,15 +76,6 @@ def main() -> None:
     run.finish()
     run.log("finished", step=state.progress.step)
     run_folder.remove_old_finished(run)
-
-
-def check_local_paths(params: Params, stage: StageSpec) -> None:
-    """Refuse a local model folder that dvc.yaml does not list. Raises UserError with the line to add."""
-    from stages.modeling.source import local_folder
-
-    folder = local_folder(params.model.source)
-    if folder is not None:
-        require_dep(stage, folder, "model.source")
 
 
 def current_identity(params: Params, stage: StageSpec) -> Identity:

@@ -59,6 +59,8 @@ class Project:
             for section, values in changes.items():
                 params[section].update(values)
         # JSON is YAML.
+        dvc = {"stages": {"tokenize": {"cmd": "exec python -m stages.tokenize", "deps": [params["model"]["source"]]}}}
+        (self.folder / "dvc.yaml").write_text(json.dumps(dvc), encoding="utf-8")
         (self.folder / "params.yaml").write_text(json.dumps(params), encoding="utf-8")
 
     def write(self, name: str, content: str | bytes) -> Path:

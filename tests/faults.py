@@ -1,7 +1,7 @@
 """Ends a process with SIGKILL at a named point of its own choosing: before or after the n-th write to disk.
 
 A point is `count:FILE` (write down how many operations there were, and which), `before:N` / `after:N` (die there), or
-`on:TEXT` (die before the first operation on a path with TEXT in it). Operations are what commits and publishing consist
+`on:TEXT` / `past:TEXT` (die before / after the first operation on a path with TEXT in it). Operations are what commits and publishing consist
 of: open for writing, fsync, rename, replace, unlink, rmdir, mkdir, truncate.
 """
 
@@ -46,7 +46,9 @@ class Faults:
             try:
                 return function(*args, **kwargs)
             finally:
-                if self.when == "after" and number == int(self.where):
+                if (self.when == "after" and number == int(self.where)) or (
+                    self.when == "past" and self.where in str(args[0])
+                ):
                     os.kill(self.main, signal.SIGKILL)
 
         return counted
@@ -71,5 +73,5 @@ def install(point: str) -> None:
     faults = Faults(point)
     for name in NAMES:
         setattr(os, name, faults.wrap(name, getattr(os, name)))
-    builtins.open = faults.wrap_open(builtins.open)  # type: ignore[assignment]
-    io.open = faults.wrap_open(io.open)  # type: ignore[assignment]
+    builtins.open = faults.wrap_open(builtins.open)
+    io.open = faults.wrap_open(io.open)

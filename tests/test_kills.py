@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import pickle
 import random
 import resource
 import shutil
@@ -21,6 +22,7 @@ from typing import Any
 
 import pytest
 from checkout import Checkout
+from conftest import ROOT
 from forked import Forker
 
 TRAIN_OUTS = ("models/candidates", "metrics/train.json", "plots/train.tsv", "plots/eval.tsv")
@@ -222,19 +224,22 @@ def test_stop_signal_saves_says_what_to_run_and_exits_non_zero(
     assert checkout.digests(*TRAIN_OUTS) == long_reference
 
 
-def test_second_ctrl_c_ends_at_once_without_harm(
-    prepared: Callable[..., Checkout], long_reference: dict[str, str]
-) -> None:
-    checkout = prepared(LONG)
-    process = start_training(checkout)
-    # A stopped process cannot finish its step: what a hung disk or device looks like.
-    os.kill(process.pid, signal.SIGSTOP)
-    os.kill(process.pid, signal.SIGINT)
-    os.kill(process.pid, signal.SIGCONT)
-    process.communicate(timeout=30)
-    assert process.returncode != 0
-    train(checkout)
-    assert checkout.digests(*TRAIN_OUTS) == long_reference
+@pytest.mark.parametrize(("pause", "ends"), [(0.3, False), (2.2, True)])
+def test_only_a_second_ctrl_c_two_seconds_later_ends_a_step_that_hangs(pause: float, ends: bool) -> None:
+    script = (
+        "import time; from stages.run.signals import StopRequest\n"
+        "stop = StopRequest(); stop.install(); print('ready', flush=True)\n"
+        "begin = time.monotonic()\n"
+        "while time.monotonic() - begin < 5: time.sleep(0.1)\n"
+        "raise SystemExit(7 if stop.signal else 8)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    time.sleep(pause)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=10) == (128 + signal.SIGINT if ends else 7)
 
 
 def test_second_trainer_is_refused_with_the_pid_of_the_first(prepared: Callable[..., Checkout]) -> None:
@@ -429,3 +434,50 @@ def test_init_from_run_goes_on_with_everything_where_optimizer_and_plan_are_the_
     params["train"] |= {"init_from_run": "0" * 12}
     (checkout.folder / "params.yaml").write_text(json.dumps(params))
     assert "no such run" in train(checkout, code=2).strip().splitlines()[-1]
+
+
+def test_unwritable_place_for_runs_is_one_line(prepared: Callable[..., Checkout]) -> None:
+    output = train(prepared({}), code=2, HOLDFAST_RUNS="/proc/holdfast")
+    assert len(output.strip().splitlines()) == 1
+    assert "/proc/holdfast" in output
+    assert "HOLDFAST_RUNS" in output
+
+
+def test_nothing_in_a_run_folder_is_ever_unpickled(prepared: Callable[..., Checkout]) -> None:
+    checkout, reference = prepared({}), prepared({})
+    train(reference)
+    assert die_at(checkout, "after:200") == -signal.SIGKILL
+    ran = checkout.folder.parent / "ran"
+    bomb = pickle.dumps(Bomb(ran))
+    (run,) = checkout.runs()
+    planted = [path for path in run.rglob("*") if path.is_file()]
+    assert len(planted) > 15
+    for path in planted:
+        path.write_bytes(bomb)
+    train(checkout)
+    assert not ran.exists()
+    assert checkout.digests(*TRAIN_OUTS) == reference.digests(*TRAIN_OUTS)
+    pickle.loads(bomb)  # it is a live one
+    assert ran.exists()
+
+
+class Bomb:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.write_text, (self.target, "ran")
+
+
+def test_loss_that_is_not_finite_stops_with_its_step_and_keeps_the_state_before(
+    prepared: Callable[..., Checkout],
+) -> None:
+    checkout = prepared({"train": {"optim": "sgd", "learning_rate": 1e30, "max_grad_norm": None, "warmup_steps": 2}})
+    output = train(checkout, code=2)
+    step = saved_steps(checkout)[-1]
+    last = output.strip().splitlines()[-1]
+    assert f"the loss of step {step + 1} is" in last
+    assert "try a lower train.learning_rate" in last
+    assert not (checkout.folder / "models").exists()

@@ -111,4 +111,4 @@ def test_every_stage_refuses_bad_parameters_before_it_loads_anything(project: Pr
     assert len(lines) == 1
     assert "train.learning_rate is -1" in lines[0]
     assert "| torch\n" not in result.stderr
-    assert sorted(path.name for path in project.folder.iterdir()) == ["params.yaml"]
+    assert sorted(path.name for path in project.folder.iterdir()) == ["dvc.yaml", "params.yaml"]

@@ -96,6 +96,29 @@ def test_torn_lock_file_is_set_aside_and_filled_from_the_cache(finished: Checkou
     assert list((finished.folder / ".dvc/tmp").glob("dvc.lock.damaged-*"))
 
 
+@pytest.mark.parametrize("point", ["on:dvc.lock", "past:dvc.lock", "past:tmp/rwlock", "past:files/md5"])
+def test_dvc_killed_in_its_own_commit_is_simply_run_again(tmp_path: Path, finished: Checkout, point: str) -> None:
+    checkout = object.__new__(Checkout)
+    checkout.folder, checkout.env = tmp_path / "repo", finished.env
+    shutil.copytree(finished.folder, checkout.folder)
+    checkout.set_params({"train": {"num_train_epochs": 1}, "select_best": {"tie_break": "latest"}})
+    script = f"import faults; faults.install({point!r}); from dvc.cli import main; raise SystemExit(main(['repro']))"
+    process = checkout.start(sys.executable, "-c", script, PYTHONPATH=str(Path(storm.__file__).parent))
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGKILL, output
+    output = checkout.repro()
+    if point == "past:dvc.lock":
+        assert "mended: dvc.lock was torn" in output
+    if point == "past:tmp/rwlock":
+        assert "mended: .dvc/tmp/rwlock" in output
+    killed = checkout.digests()
+    for name in ("dvc.lock", "models", "metrics", "plots", "report.html", "data/predictions"):
+        checkout.run("rm", "-rf", name)
+    shutil.copy(finished.folder / "dvc.lock", checkout.folder / "dvc.lock")
+    checkout.repro("--no-run-cache")
+    assert checkout.digests() == killed
+
+
 def test_detached_head_of_a_killed_experiment_goes_back_to_its_branch(small: Checkout) -> None:
     checkout = small
     checkout.repro()
@@ -103,7 +126,8 @@ def test_detached_head_of_a_killed_experiment_goes_back_to_its_branch(small: Che
     branch = checkout.run("git", "symbolic-ref", "HEAD").strip()
     experiment = ("dvc", "exp", "run", "-S", "train.num_train_epochs=60")
     process = checkout.start(*experiment)
-    while len(checkout.runs()) < 2 or not list(checkout.runs()[0].glob("checkpoints/step-*")):
+    known = checkout.runs()
+    while not [run for run in checkout.runs() if run not in known and list(run.glob("checkpoints/step-*"))]:
         time.sleep(0.1)
         assert process.poll() is None
     time.sleep(1.5)

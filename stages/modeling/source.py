@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 
 from stages.config.errors import UserError, quote
+from stages.config.pipeline import StageSpec, require_dep
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 PACKAGE = "package:"
@@ -59,6 +60,13 @@ def local_folder(source: str) -> Path | None:
     if path.is_dir() or source.startswith((".", "/", "~")) or source.count("/") > 1:
         return path
     return None
+
+
+def require_visible(stage: StageSpec, source: str) -> None:
+    """Refuse a local model folder that the stage's deps in dvc.yaml lack. Raises UserError with the line to add."""
+    folder = local_folder(source)
+    if folder is not None:
+        require_dep(stage, folder, "model.source")
 
 
 def resolve_model(source: str, revision: str | None) -> Path:

