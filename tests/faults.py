@@ -1,8 +1,8 @@
 """Ends a process with SIGKILL at a named point of its own choosing: before or after the n-th write to disk.
 
 A point is `count:FILE` (write down how many operations there were, and which), `before:N` / `after:N` (die there), or
-`on:TEXT` / `past:TEXT` (die before / after the first operation on a path with TEXT in it). Operations are what commits and publishing consist
-of: open for writing, fsync, rename, replace, unlink, rmdir, mkdir, truncate.
+`on:TEXT` / `past:TEXT` (die before / after the first operation on a path with TEXT in it). Operations are what commits
+and publishing consist of: open for writing, fsync, rename, replace, unlink, rmdir, mkdir, truncate.
 """
 
 from __future__ import annotations
