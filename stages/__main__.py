@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 
 from stages.config.errors import UserError, run_stage
+from stages.run.signals import DVC_PID
 
 
 def repro(arguments: list[str], fresh: bool) -> None:
@@ -26,6 +27,7 @@ def repro(arguments: list[str], fresh: bool) -> None:
     environment = os.environ | {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         "PYTHONHASHSEED": "0",
+        DVC_PID: str(os.getpid()),
     }
     os.execve(sys.executable, [sys.executable, "-m", "dvc", "repro", *arguments], environment)
 
@@ -63,9 +65,12 @@ def runs(prune: bool) -> None:
     found = list_runs()
     if prune:
         for run in found[1:]:
-            run.acquire()
-            files.remove(run.path)
-            print(f"removed {run.id}")
+            try:
+                run.acquire()
+                files.remove(run.path)
+                print(f"removed {run.id}")
+            except (UserError, OSError) as error:
+                print(f"kept {run.id}: {error}")
         return
     table = Table("run", "state", "step", "last started", "size")
     for run in found:
@@ -88,7 +93,7 @@ def main() -> None:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     parser_repro = commands.add_parser("repro", help="run what has changed; other arguments go to dvc repro")
-    parser_repro.add_argument("--fresh", action="store_true", help="train from the beginning: drop the matching run")
+    parser_repro.add_argument("--fresh", action="store_true", help="drop the matching run's state first")
     parser_runs = commands.add_parser("runs", help="list the runs")
     parser_runs.add_argument("--prune", action="store_true", help="remove all runs but the newest")
     known, rest = parser.parse_known_args()

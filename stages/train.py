@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from stages.config.errors import UserError, run_stage
 from stages.config.params import Params, load_params
-from stages.config.pipeline import StageSpec, load_stage
+from stages.config.pipeline import StageSpec, load_stage, require_code_dep
 from stages.modeling.source import require_visible
 from stages.run.signals import StopRequest, die_with_parent, ignore_stop_signals
 
@@ -41,6 +41,7 @@ def main() -> None:
     die_with_parent()
     params, stage = load_params(), load_stage("train")
     require_visible(stage, params.model.source)
+    require_code_dep(stage, params.train.lr_scheduler_type, "train.lr_scheduler_type")
 
     import torch
 
@@ -49,11 +50,12 @@ def main() -> None:
 
     identity = current_identity(params, stage)
     run = run_folder.RunFolder.of(identity)
-    known = run.path.exists()
-    run.create(identity)
+    is_new = run.create(identity)
     run.acquire()
     stop.on_request = run.announce_stop
-    if not known:
+    if stop.signal:
+        run.announce_stop()
+    if is_new:
         explain_new_run(run, identity)
     device = pick_device(params.train.device)
     set_determinism(params.train.deterministic)
@@ -164,20 +166,16 @@ def resume_and_train(
     candidates = Candidates(
         run.candidates, params.train.keep_candidates, evaluate.metric_for_best_model, evaluate.higher_wins
     )
-    Resumer(state, run, identity, store, candidates, inputs.total_steps, inputs.device, say).resume(
-        params.train.init_from_run
-    )
+    resumer = Resumer(state, run, identity, store, candidates, inputs.total_steps, inputs.device, say)
+    needs_no_save = resumer.resume(params.train.init_from_run)
+    candidates.remove_unused(state.progress.candidates, store)
 
     def sync_histories() -> None:
         state.train_history.sync()
         state.eval_history.sync()
 
-    def remove_unused() -> None:
-        referred = [c["step"] for p in store.refers_to("progress") for c in p["candidates"]]
-        candidates.remove_all_but([*referred, *(c["step"] for c in state.progress.candidates)])
-
     saver = Saver(store, before_commit=sync_histories)
-    schedule = SaveSchedule(params.train, saver, state.progress)
+    schedule = SaveSchedule(params.train, saver, state.progress if needs_no_save else None)
     failure: NonFiniteLoss | None = None
     try:
         train(state, inputs, params.train, evaluate, candidates, saver, schedule, stop)
@@ -190,7 +188,7 @@ def resume_and_train(
         saver.wait()
     if failure is not None:
         raise failure
-    remove_unused()
+    candidates.remove_unused(state.progress.candidates, store)
     complete = state.stopper.reason or (
         state.progress.step == inputs.total_steps and state.progress.evaluated_step == inputs.total_steps
     )

@@ -1,8 +1,8 @@
 """Ends a process with SIGKILL at a named point of its own choosing: before or after the n-th write to disk.
 
 A point is `count:FILE` (write down how many operations there were, and which), `before:N` / `after:N` (die there), or
-`on:TEXT` / `past:TEXT` (die before / after the first operation on a path with TEXT in it). Operations are what commits
-and publishing consist of: open for writing, fsync, rename, replace, unlink, rmdir, mkdir, truncate.
+`on:REGEX` / `past:REGEX` (die before / after the first operation on a path that it matches). Operations are what
+commits and publishing consist of: open for writing, fsync, rename, replace, unlink, rmdir, mkdir, truncate.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import functools
 import io
 import itertools
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -41,13 +42,13 @@ class Faults:
                     file.write(f"{number} {name} {args[0]}\n")
             if self.when == "before" and number == int(self.where):
                 os.kill(self.main, signal.SIGKILL)
-            if self.when == "on" and self.where in str(args[0]):
+            if self.when == "on" and re.search(self.where, str(args[0])):
                 os.kill(self.main, signal.SIGKILL)
             try:
                 return function(*args, **kwargs)
             finally:
                 if (self.when == "after" and number == int(self.where)) or (
-                    self.when == "past" and self.where in str(args[0])
+                    self.when == "past" and re.search(self.where, str(args[0]))
                 ):
                     os.kill(self.main, signal.SIGKILL)
 

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -113,6 +114,12 @@ def stage_in(log: Path) -> str:
     return lines[-1].split("'")[1] if lines else "none"
 
 
+def wait_for_train(process: subprocess.Popen[bytes], log: Path) -> None:
+    """Return when the training loop has begun, or the process has ended."""
+    while process.poll() is None and not re.search(r"^run \w+: .* steps? ", log.read_text(errors="replace"), re.M):
+        time.sleep(0.05)
+
+
 def starts_with_steps(folder: Path) -> int:
     """How often train went on from a step after the first."""
     count = 0
@@ -133,17 +140,22 @@ def weather(
     generator: random.Random,
     longest: float,
 ) -> None:
-    """Kill runs in `folder` at random times up to `longest` seconds until one completes; then compare.
+    """Kill runs in `folder` at random times until one completes; then compare.
 
-    After `kills` kills in all, the next run is left alone.
+    A kill comes up to `longest` seconds after the start, or, every second one or so, up to a fifth of that after
+    train began, however slow the machine is. After `kills` kills in all, the next run is left alone.
     """
     failed_in_a_row, last = 0, None
     while True:
         log = folder.parent / "storm.log"
         process = start(folder, env, log)
         if report.total_kills < kills:
+            delay = generator.uniform(0.2, longest)
+            if generator.random() < 0.5:
+                wait_for_train(process, log)
+                delay /= 5
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=generator.uniform(0.2, longest))
+                process.wait(timeout=delay)
         else:
             process.wait()
         if process.poll() is None:

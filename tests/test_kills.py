@@ -132,7 +132,7 @@ def test_killed_run_ends_with_the_same_bytes(prepared: Callable[..., Checkout], 
     count = len(operations.read_text().splitlines())
     generator = random.Random(name)
     points = [f"{generator.choice(['before', 'after'])}:{int(count * generator.uniform(0.15, 0.3))}" for _ in range(2)]
-    for point in (*points, "on:models/.candidates"):
+    for point in (*points, r"on:models/\.candidates"):
         assert die_at(killed, point) == -signal.SIGKILL, point
     train(killed)
     assert killed.digests(*TRAIN_OUTS) == reference.digests(*TRAIN_OUTS)
@@ -319,6 +319,42 @@ def test_other_parameters_get_a_run_of_their_own_and_the_first_goes_on(prepared:
 
 
 @pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"lr_scheduler_type": "nothing"}, "it should be one of linear"),
+        ({"lr_scheduler_type": ":X", "warmup_steps": 0}, "cannot be imported"),
+        ({"lr_scheduler_type": "StepLR"}, "has no warm-up"),
+        ({"lr_scheduler_type": "StepLR", "warmup_steps": 0, "lr_scheduler_kwargs": {"step_size": 0}}, "StepLR"),
+        (
+            {"lr_scheduler_type": "ReduceLROnPlateau", "warmup_steps": 0, "lr_scheduler_kwargs": {"factor": 2.0}},
+            "Factor",
+        ),
+        ({"lr_scheduler_type": "stages.plan.mine:New", "warmup_steps": 0}, "cannot be imported"),
+        ({"optim_kwargs": {"beta": 1}}, "train.optim_kwargs"),
+        ({"freeze": ["nothing.*"]}, "matches no parameter"),
+        ({"freeze": ["*"]}, "leaves no parameter"),
+        ({"class_weights": [1.0, 2.0, 3.0]}, "3 numbers for 2 classes"),
+        ({"device": "tpu"}, "train.device"),
+    ],
+)
+def test_training_parameter_that_only_a_library_can_judge_is_one_line(
+    prepared: Callable[..., Checkout], changes: dict[str, Any], expected: str
+) -> None:
+    checkout = prepared({"train": {}})
+    checkout.set_params({"train": {**SAVES, **changes}})
+    lines = [line for line in train(checkout, code=2).splitlines() if not line.startswith("new run")]
+    assert len(lines) == 1
+    assert expected in lines[0]
+
+
+def test_code_of_ones_own_that_the_deps_lack_is_refused_with_the_line_to_add(prepared: Callable[..., Checkout]) -> None:
+    checkout = prepared({"train": {"lr_scheduler_type": "mine:New", "warmup_steps": 0}})
+    (checkout.folder / "mine.py").write_text("class New: pass\n")
+    output = checkout.run("python", "-m", "stages.train", code=2)
+    assert "add the line `- mine.py` under stages.train.deps" in output
+
+
+@pytest.mark.parametrize(
     ("path", "edit", "continues"),
     [
         ("stages/training/loop.py", lambda text: "# a comment\n" + text, True),
@@ -434,6 +470,17 @@ def test_init_from_run_goes_on_with_everything_where_optimizer_and_plan_are_the_
     params["train"] |= {"init_from_run": "0" * 12}
     (checkout.folder / "params.yaml").write_text(json.dumps(params))
     assert "no such run" in train(checkout, code=2).strip().splitlines()[-1]
+    params["train"] |= {"init_from_run": first.name, "learning_rate": 1e-4, "max_steps": 12}
+    (checkout.folder / "params.yaml").write_text(json.dumps(params))
+    assert "is at step 22, but this run has 12 steps" in train(checkout, code=2).strip().splitlines()[-1]
+
+
+def test_models_that_are_no_candidates_any_more_are_removed_as_it_goes(prepared: Callable[..., Checkout]) -> None:
+    checkout = prepared({"train": {"eval_strategy": "steps", "eval_steps": 1, "keep_candidates": 1}})
+    assert die_at(checkout, "after:250") == -signal.SIGKILL
+    (run,) = checkout.runs()
+    assert saved_steps(checkout)[-1] >= 6
+    assert len(list(run.glob("candidates/step-*"))) <= 4
 
 
 def test_unwritable_place_for_runs_is_one_line(prepared: Callable[..., Checkout]) -> None:

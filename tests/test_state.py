@@ -157,6 +157,25 @@ def test_half_written_checkpoint_is_cleared_and_ignored(tmp_path: Path) -> None:
     assert not (store.folder / ".step-00000012.tmp").exists()
 
 
+def test_crash_while_a_checkpoint_is_replaced_loses_neither(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = make_store(tmp_path, (9,))
+    real, calls = os.rename, []
+
+    def crash_at_second(source: Any, target: Any) -> None:
+        calls.append(target)
+        if len(calls) == 2:
+            raise KeyboardInterrupt  # what is on disk now is what a kill leaves
+        real(source, target)
+
+    monkeypatch.setattr(os, "rename", crash_at_second)
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
+    with pytest.raises(KeyboardInterrupt):
+        store.write(Snapshot.of(9, {"model": {}, "progress": {"step": 9}}))
+    monkeypatch.undo()
+    assert store.steps() == []
+    assert newest_step(CheckpointStore(store.folder, "id"), []) == 9
+
+
 def test_two_checkpoints_are_kept(tmp_path: Path) -> None:
     store = make_store(tmp_path, (1, 2, 3, 4))
     assert store.steps() == [4, 3]

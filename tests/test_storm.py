@@ -16,7 +16,7 @@ import pytest
 import storm
 from checkout import Checkout
 
-LONG = {"train": {"num_train_epochs": 40, "eval_strategy": "steps", "eval_steps": 100, "save_seconds": 1}}
+LONG = {"train": {"num_train_epochs": 80, "eval_strategy": "steps", "eval_steps": 100, "save_seconds": 1}}
 SHORT = {"train": {"num_train_epochs": 1}}
 
 
@@ -26,12 +26,12 @@ def test_storm_of_kills_ends_with_the_same_lock(tmp_path: Path, tiny_model: Path
     expected = storm.digests(reference.folder)
     killed = Checkout(tmp_path / "killed", tiny_model, LONG)
     report = storm.Report()
-    storm.weather(killed.folder, killed.env, expected, report, kills=10, generator=random.Random(7), longest=14)
+    storm.weather(killed.folder, killed.env, expected, report, kills=10, generator=random.Random(7), longest=12)
     assert report.manual_repairs == 0
     assert report.completed == report.equal == 1
     # Proof that it was a storm: it was killed, in train too, and train went on from a step after the first.
-    assert report.total_kills >= 5
-    assert report.in_stage.get("train", 0) >= 1
+    assert report.total_kills == 10
+    assert report.in_stage["train"] >= 3
     assert report.resumed >= 1
     shutil.rmtree(killed.folder)
 
@@ -96,7 +96,7 @@ def test_torn_lock_file_is_set_aside_and_filled_from_the_cache(finished: Checkou
     assert list((finished.folder / ".dvc/tmp").glob("dvc.lock.damaged-*"))
 
 
-@pytest.mark.parametrize("point", ["on:dvc.lock", "past:dvc.lock", "past:tmp/rwlock", "past:files/md5"])
+@pytest.mark.parametrize("point", [r"on:dvc\.lock$", r"past:dvc\.lock$", "past:tmp/rwlock$", "past:files/md5"])
 def test_dvc_killed_in_its_own_commit_is_simply_run_again(tmp_path: Path, finished: Checkout, point: str) -> None:
     checkout = object.__new__(Checkout)
     checkout.folder, checkout.env = tmp_path / "repo", finished.env
@@ -107,9 +107,9 @@ def test_dvc_killed_in_its_own_commit_is_simply_run_again(tmp_path: Path, finish
     output, _ = process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL, output
     output = checkout.repro()
-    if point == "past:dvc.lock":
+    if point == r"past:dvc\.lock$":
         assert "mended: dvc.lock was torn" in output
-    if point == "past:tmp/rwlock":
+    if point == "past:tmp/rwlock$":
         assert "mended: .dvc/tmp/rwlock" in output
     killed = checkout.digests()
     for name in ("dvc.lock", "models", "metrics", "plots", "report.html", "data/predictions"):
@@ -119,28 +119,57 @@ def test_dvc_killed_in_its_own_commit_is_simply_run_again(tmp_path: Path, finish
     assert checkout.digests() == killed
 
 
-def test_detached_head_of_a_killed_experiment_goes_back_to_its_branch(small: Checkout) -> None:
-    checkout = small
+EXPERIMENT = ("dvc", "exp", "run", "-S", "train.num_train_epochs=60")
+
+
+def kill_experiment(checkout: Checkout, *command: str) -> None:
+    """Run the pipeline once, then an experiment, and kill that once it has saved something."""
     checkout.repro()
     checkout.commit("done")
-    branch = checkout.run("git", "symbolic-ref", "HEAD").strip()
-    experiment = ("dvc", "exp", "run", "-S", "train.num_train_epochs=60")
-    process = checkout.start(*experiment)
     known = checkout.runs()
+    process = checkout.start(*command)
     while not [run for run in checkout.runs() if run not in known and list(run.glob("checkpoints/step-*"))]:
         time.sleep(0.1)
-        assert process.poll() is None
-    time.sleep(1.5)
+        assert process.poll() is None, process.communicate()[0]
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    assert checkout.run("git", "symbolic-ref", "-q", "HEAD", code=1) == ""
-    # The same experiment again goes on where it was.
-    output = checkout.run(*experiment)
+
+
+def test_detached_head_of_a_killed_experiment_goes_back_to_its_branch(small: Checkout) -> None:
+    branch = small.run("git", "symbolic-ref", "HEAD").strip()
+    kill_experiment(small, *EXPERIMENT)
+    assert small.run("git", "symbolic-ref", "-q", "HEAD", code=1) == ""
+    output = small.repro()
+    assert "mended: HEAD was left detached" in output
     assert "going on after step" in output
-    assert "mended: HEAD was left detached" in checkout.repro()
-    assert checkout.run("git", "symbolic-ref", "HEAD").strip() == branch
-    assert json.loads((checkout.folder / "params.yaml").read_text())["train"]["num_train_epochs"] == 60
-    assert checkout.run("git", "for-each-ref", "refs/exps/exec") == ""
+    assert small.run("git", "symbolic-ref", "HEAD").strip() == branch
+    assert json.loads((small.folder / "params.yaml").read_text())["train"]["num_train_epochs"] == 60
+    assert small.run("git", "for-each-ref", "refs/exps/exec") == ""
+
+
+@pytest.mark.parametrize("where", [(), ("--temp",)])
+def test_killed_experiment_that_is_run_again_goes_on(small: Checkout, where: tuple[str, ...]) -> None:
+    command = (*EXPERIMENT[:3], *where, *EXPERIMENT[3:])
+    kill_experiment(small, *command)
+    known = {run.name for run in small.runs()}
+    assert "going on after step" in small.run(*command)
+    assert {run.name for run in small.runs()} == known
+    assert "num_train_epochs" in small.run("dvc", "exp", "show", "--csv")
+
+
+def test_head_of_a_live_experiment_is_left_alone(small: Checkout) -> None:
+    small.repro()
+    small.commit("done")
+    process = small.start(*EXPERIMENT)
+    while len(small.runs()) < 2:
+        time.sleep(0.1)
+        assert process.poll() is None
+    assert "mended" not in small.repro(code=None)
+    assert small.run("git", "symbolic-ref", "-q", "HEAD", code=1) == ""
+    assert "EXEC_HEAD" in small.run("git", "for-each-ref", "refs/exps/exec")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert small.run("git", "symbolic-ref", "--short", "HEAD")
 
 
 def test_head_that_a_person_detached_is_left_alone(finished: Checkout) -> None:
@@ -148,24 +177,6 @@ def test_head_that_a_person_detached_is_left_alone(finished: Checkout) -> None:
     finished.run("git", "checkout", "-q", "--detach")
     assert "mended" not in finished.repro()
     finished.run("git", "checkout", "-q", branch)
-
-
-def test_experiment_in_a_temporary_folder_goes_on_after_a_kill(small: Checkout) -> None:
-    checkout = small
-    checkout.repro()
-    checkout.commit("done")
-    experiment = ("dvc", "exp", "run", "--temp", "-S", "train.num_train_epochs=60")
-    process = checkout.start(*experiment)
-    while len(checkout.runs()) < 2:
-        time.sleep(0.1)
-        assert process.poll() is None, process.communicate()
-    known = {run.name for run in checkout.runs()}
-    time.sleep(3)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    output = checkout.run(*experiment)
-    assert "going on after step" in output
-    assert {run.name for run in checkout.runs()} == known
 
 
 def test_earlier_configuration_comes_from_the_run_cache_without_training(small: Checkout) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
 USER_ERROR_EXIT = 2
+# What a disk answers, and no mistake of the code.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EFBIG)
 
 
 class UserError(Exception):
@@ -31,3 +34,8 @@ def run_stage(main: Callable[[], None]) -> None:
         main()
     except UserError as error:
         fail(str(error))
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        fail(f"{error.filename or 'a file'}: {error.strerror}; what was saved before is kept: make room, or give "
+             "permission, and run the same command again")  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from dataclasses import dataclass
@@ -47,6 +48,11 @@ def load_stage(name: str) -> StageSpec:
     if name not in stages:
         raise UserError(f"{DVC_FILE}: no stage {quote(name)}; there are {', '.join(stages)}")
     stage = stages[name]
+    for entry in (*stage.get("deps", []), *stage.get("params", [])):
+        if not isinstance(entry, str):
+            raise UserError(
+                f"{DVC_FILE}: {quote(entry)} in stage {name}: write a path, or a key of {PARAMS_FILE}, alone"
+            )
     deps = tuple(
         re.sub(r"\$\{\s*([\w.]+)\s*\}", lambda match: str(_lookup(values, match[1])), dep)
         for dep in stage.get("deps", [])
@@ -71,3 +77,15 @@ def require_dep(stage: StageSpec, path: Path, named_by: str) -> None:
         f"{DVC_FILE}: stage {stage.name} does not depend on {line}, which {named_by} names, so DVC would not see it "
         f"change; add the line `- {line}` under stages.{stage.name}.deps"
     )
+
+
+def require_code_dep(stage: StageSpec, import_path: str, named_by: str) -> None:
+    """Refuse a `module:name` of this repository's whose file DVC cannot see. Raises UserError with the line to add."""
+    module, colon, _ = import_path.partition(":")
+    try:
+        spec = importlib.util.find_spec(module) if colon and module else None
+    except (ImportError, ValueError):
+        return  # whoever imports it says what is wrong with it
+    origin = Path(spec.origin) if spec and spec.origin else None
+    if origin and origin.is_relative_to(Path.cwd()) and "site-packages" not in origin.parts:
+        require_dep(stage, origin.relative_to(Path.cwd()), named_by)

@@ -7,6 +7,7 @@ what is replaced is kept in `.dvc/tmp`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -15,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from stages.config.errors import UserError
 
 DVC_TMP = Path(".dvc/tmp")
 LOCK_FILE = Path("dvc.lock")
@@ -32,6 +35,7 @@ def _dvc_guard(name: str) -> Iterator[bool]:
     """Hold DVC's own lock file `name`; False if a live process has it."""
     from dvc.lock import LockError, make_lock
 
+    DVC_TMP.mkdir(parents=True, exist_ok=True)
     try:
         with make_lock(str(DVC_TMP / name), tmp_dir=str(DVC_TMP)):
             yield True
@@ -105,6 +109,10 @@ def _is_lock_file_whole() -> bool:
 def _heal_dvc_lock() -> Iterator[str]:
     if not LOCK_FILE.exists() or _is_lock_file_whole():
         return
+    if _git("ls-files", "--unmerged", str(LOCK_FILE)):
+        raise UserError(
+            f"{LOCK_FILE}: a merge left a conflict in it; resolve it (git checkout --ours {LOCK_FILE}) first"
+        )
     with _dvc_guard("lock") as free:
         if free and not _is_lock_file_whole():
             yield f"{LOCK_FILE} was torn by a kill: set aside as {_set_aside(LOCK_FILE)}; DVC's cache fills it again"
@@ -115,15 +123,18 @@ def _git(*arguments: str) -> str | None:
     return result.stdout.strip() if result.returncode == 0 else None
 
 
-def _experiment_is_running() -> bool:
-    for path in (DVC_TMP / "exps/run").glob("*/*.run"):
-        try:
-            pid = json.loads(path.read_text(encoding="utf-8")).get("pid")
-        except (OSError, ValueError, AttributeError):
-            continue
-        if isinstance(pid, int) and not _is_gone(pid, path.stat().st_mtime):
+def _dvc_is_running() -> bool:
+    """Whether a live process holds the repository's rwlock, or runs an experiment in the workspace."""
+    pids = []
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        path = DVC_TMP / "rwlock"
+        held = _without_dead(json.loads(path.read_text(encoding="utf-8")), path.stat().st_mtime)
+        if held["write"] or held["read"]:
             return True
-    return False
+    for path in (DVC_TMP / "exps/run").glob("*/*.json"):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            pids.append((json.loads(path.read_text(encoding="utf-8")).get("pid"), path.stat().st_mtime))
+    return any(isinstance(pid, int) and not _is_gone(pid, since) for pid, since in pids)
 
 
 def _branch_left(head: str) -> str | None:
@@ -142,7 +153,7 @@ def _heal_head() -> Iterator[str]:
     if _git("symbolic-ref", "--quiet", "HEAD") is not None:
         return
     head = _git("rev-parse", "HEAD")
-    if head is None or _git("rev-parse", "--verify", "refs/exps/exec/EXEC_HEAD") != head or _experiment_is_running():
+    if head is None or _git("rev-parse", "--verify", "refs/exps/exec/EXEC_HEAD") != head or _dvc_is_running():
         return
     branch = _branch_left(head)
     if branch is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -71,16 +72,18 @@ class RunFolder:
             return None
         return values if isinstance(values, dict) else None
 
-    def create(self, identity: Identity) -> None:
-        """Make the folder, if it is not there.
+    def create(self, identity: Identity) -> bool:
+        """Make the folder; whether it was not there.
 
         Raises:
             UserError: if it cannot be written.
         """
         try:
+            new = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
             if self.identity_values() != identity.values:
                 files.write_text(self.path / "identity.json", files.dumps(identity.values))
+            return new
         except OSError as error:
             raise UserError(
                 f"{self.path}: cannot be written ({error.strerror}); make room or permission, or set {RUNS_VARIABLE}"
@@ -92,7 +95,7 @@ class RunFolder:
         Raises:
             UserError: another process holds it; its pid is named. One that is stopping is waited for.
         """
-        self._lock = (self.path / "lock").open("a+", encoding="utf-8")
+        self._lock = os.fdopen(os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644), "r+", encoding="utf-8")
         deadline, announced = time.monotonic() + STOPPING_SECONDS, False
         while True:
             try:
@@ -127,7 +130,7 @@ class RunFolder:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                return file.read().split()[0]
+                return (file.read().split() or ["unknown"])[0]
         return None
 
     def announce_stop(self) -> None:
@@ -135,11 +138,14 @@ class RunFolder:
         self._write_lock(f"{os.getpid()} stopping")
 
     def _write_lock(self, text: str) -> None:
+        """One write of one length, so that a reader sees the old text or the new; of no weight if the disk is full."""
         assert self._lock is not None
-        self._lock.seek(0)
-        self._lock.truncate()
-        self._lock.write(text)
-        self._lock.flush()
+        with contextlib.suppress(OSError):
+            os.pwrite(self._lock.fileno(), text.ljust(40).encode() + b"\n", 0)
+
+    def unfinish(self) -> None:
+        """It trains again: its last state was damaged."""
+        (self.path / "finished.json").unlink(missing_ok=True)
 
     def finish(self) -> None:
         files.write_text(self.path / "finished.json", files.dumps({"finished": _now()}))
@@ -147,7 +153,7 @@ class RunFolder:
     def log(self, event: str, **values: Any) -> None:
         """Append a line to log.jsonl. A line that a kill cut short stays, and is followed by a whole one."""
         line = json.dumps({"time": _now(), "pid": os.getpid(), "event": event, **values})
-        with (self.path / "log.jsonl").open("a+b") as file:
+        with contextlib.suppress(OSError), (self.path / "log.jsonl").open("a+b") as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)
                 line = line if file.read(1) == b"\n" else "\n" + line
@@ -168,7 +174,7 @@ def list_runs() -> list[RunFolder]:
     """All runs, newest first."""
     root = runs_root()
     paths: Iterator[Path] = root.iterdir() if root.is_dir() else iter(())
-    runs = [RunFolder(path) for path in paths if (path / "identity.json").exists()]
+    runs = [RunFolder(p) for p in paths if not p.name.startswith(".") and (p / "identity.json").exists()]
     return sorted(runs, key=lambda run: (-run.used, run.id))
 
 
@@ -176,5 +182,8 @@ def remove_old_finished(current: RunFolder) -> None:
     """Keep the newest finished runs, so that going back to one publishes at once; a killed run is never removed."""
     finished = [run for run in list_runs() if run.finished and run.id != current.id]
     for run in finished[FINISHED_KEPT - 1 :]:
-        files.remove(run.path)
-        current.log("removed", run=run.id)
+        # Another process may be publishing it, or it may belong to somebody else.
+        with contextlib.suppress(UserError, OSError):
+            run.acquire()
+            files.remove(run.path)
+            current.log("removed", run=run.id)

@@ -48,7 +48,7 @@ class Saver:
     """
 
     def __init__(self, store: CheckpointStore, before_commit: Callable[[], None]) -> None:
-        self._store = store
+        self.store = store
         self._before_commit = before_commit
         self._thread: threading.Thread | None = None
         self._error: SaveError | None = None
@@ -75,7 +75,7 @@ class Saver:
     def _write(self, snapshot: Snapshot, begin: float) -> None:
         try:
             self._before_commit()
-            self._store.write(snapshot)
+            self.store.write(snapshot)
         except SaveError as error:
             self._error = error
         except Exception as error:  # the loop must hear of whatever ended its saves

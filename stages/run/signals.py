@@ -14,6 +14,8 @@ from types import FrameType
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 SECOND_CTRL_C_SECONDS = 2.0
 _PR_SET_PDEATHSIG = 1
+# Set by `python -m stages repro` to the process that becomes DVC: the parent of every stage.
+DVC_PID = "HOLDFAST_DVC_PID"
 
 
 class StopRequest:
@@ -50,6 +52,12 @@ def ignore_stop_signals(worker: int = 0) -> None:
 
 def die_with_parent() -> None:
     """Ask for SIGTERM when the parent dies: DVC, killed alone, tells its children nothing."""
+    _ask_for_signal()
+    if DVC_PID in os.environ and os.environ[DVC_PID] != str(os.getppid()):
+        os.kill(os.getpid(), signal.SIGTERM)  # it died before it could be asked about
+
+
+def _ask_for_signal() -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
         return

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 TEMPORARY = ".tmp"
+REPLACED = f".replaced{TEMPORARY}"
 
 
 def sha256_file(path: Path) -> str:
@@ -53,7 +54,8 @@ def write_text(path: Path, text: str) -> None:
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     """Make the folder `path` from what `fill` writes into a temporary one: fsync, rename, fsync the parent.
 
-    An older `path` is replaced. If anything fails, the temporary folder is removed and the error goes on.
+    An older `path` is replaced, and removed last; `remove_temporaries` puts it back if a crash came in between. If
+    anything fails, the temporary folder is removed and the error goes on.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}{TEMPORARY}")
@@ -64,13 +66,16 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
         for inner in sorted(temporary.rglob("*"), reverse=True):
             fsync(inner)
         fsync(temporary)
+        replaced = path.with_name(f".{path.name}{REPLACED}")
+        remove(replaced)
         if path.exists():
-            remove(path)
+            os.rename(path, replaced)
         os.rename(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     fsync(path.parent)
+    remove(replaced)
 
 
 def remove(path: Path) -> None:
@@ -90,6 +95,10 @@ def remove(path: Path) -> None:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Clear what a killed process left half-made in `folder`."""
+    """Clear what a killed process left half-made in `folder`, and put back what it was about to replace."""
+    for path in folder.glob(f".*{REPLACED}"):
+        original = path.with_name(path.name.removeprefix(".").removesuffix(REPLACED))
+        if not original.exists():
+            os.rename(path, original)
     for path in folder.glob(f".*{TEMPORARY}"):
         remove(path)

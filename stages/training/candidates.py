@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from stages.modeling.build import save_model
-from stages.run.checkpoint import MANIFEST, disk_errors, step_name, verify, write_manifest
+from stages.run.checkpoint import MANIFEST, CheckpointStore, disk_errors, step_name, verify, write_manifest
 from stages.storage import files
 
 Candidate = dict[str, Any]
@@ -56,9 +55,10 @@ class Candidates:
         for candidate in kept:
             verify(self._folder / step_name(candidate["step"]), step=candidate["step"])
 
-    def remove_all_but(self, steps: Iterable[int]) -> None:
-        """Remove models that neither the run nor a checkpoint on disk refers to."""
-        names = {step_name(step) for step in steps}
+    def remove_unused(self, kept: list[Candidate], store: CheckpointStore) -> None:
+        """Remove models that neither the run nor a checkpoint on disk refers to. No save may be in flight."""
+        lists = [kept, *(progress["candidates"] for progress in store.refers_to("progress"))]
+        names = {step_name(candidate["step"]) for candidates in lists for candidate in candidates}
         for path in self._folder.glob("step-*"):
             if path.name not in names:
                 files.remove(path)

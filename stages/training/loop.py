@@ -42,7 +42,7 @@ class Inputs:
 
 
 class NonFiniteLoss(UserError):
-    """The loss became NaN or infinite; the state before that step is intact."""
+    """The loss or its gradient became NaN or infinite; the state before that step is intact."""
 
 
 def is_evaluation_due(params: TrainParams, state: TrainState, ends_epoch: bool, total_steps: int) -> bool:
@@ -106,6 +106,8 @@ def train(
             state.stopper.update(scores[evaluation.metric_for_best_model])
             state.eval_history.append(step=progress.step, epoch=epoch, **scores)
             progress.candidates = candidates.add(progress.candidates, progress.step, scores, model)
+            if not saver.busy:
+                candidates.remove_unused(progress.candidates, saver.store)
             progress.evaluated_step = progress.step
 
         saver.check()
@@ -129,14 +131,15 @@ def train(
             scaler.scale(micro_loss).backward()
             loss += micro_loss.detach()
         step_loss = loss.item()
-        if not math.isfinite(step_loss) and not scaler.is_enabled():
-            optimizer.zero_grad()
-            raise NonFiniteLoss(
-                f"the loss of step {progress.step + 1} is {step_loss} (its rows: data/loaders, step "
-                f"{progress.step + 1}); try a lower train.learning_rate, more warmup_steps, or max_grad_norm 1.0"
-            )
         scaler.unscale_(optimizer)
-        grad_norm = clip_grad_norm_(trained, params.max_grad_norm or math.inf)
+        grad_norm = clip_grad_norm_(trained, params.max_grad_norm or math.inf).item()
+        # An infinite gradient under an fp16 scaler is usual: it skips the step and lowers the scale.
+        if not math.isfinite(step_loss) or (not math.isfinite(grad_norm) and not scaler.is_enabled()):
+            raise NonFiniteLoss(
+                f"the loss of step {progress.step + 1} is {step_loss}, its gradient's norm {grad_norm} (its rows: "
+                f"data/loaders, step {progress.step + 1}); try a lower train.learning_rate, more warmup_steps, "
+                "max_grad_norm 1.0, or precision fp32"
+            )
         learning_rate = optimizer.param_groups[0]["lr"]
         scaler.step(optimizer)
         scaler.update()
@@ -157,7 +160,7 @@ def train(
                 epoch=round(progress.step / plan.steps_per_epoch, 6),
                 loss=mean_loss,
                 learning_rate=learning_rate,
-                grad_norm=grad_norm.item(),
+                grad_norm=grad_norm,
             )
             progress.window_loss, progress.window_steps = 0.0, 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import importlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -89,7 +89,7 @@ def _import_class(path: str) -> Any:
     module, _, name = path.partition(":")
     try:
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError, SyntaxError) as error:
         raise UserError(f"train.lr_scheduler_type is {quote(path)}, which cannot be imported: {error}") from None
 
 
@@ -101,32 +101,42 @@ def make_schedule(optimizer: Optimizer, train: TrainParams, total_steps: int) ->
             scheduler that has none.
     """
     name, kwargs = train.lr_scheduler_type, train.lr_scheduler_kwargs
+    warmup = round(train.warmup_steps * total_steps) if train.warmup_steps < 1 else int(train.warmup_steps)
+    known = {**PER_EPOCH, **PER_EVALUATION}
+    if name not in {**WITH_WARMUP, **known} and ":" not in name:
+        raise UserError(
+            f"train.lr_scheduler_type is {quote(name)}; it should be one of {', '.join([*WITH_WARMUP, *known])}, "
+            "or module:Class"
+        )
+    if name not in WITH_WARMUP and train.warmup_steps:
+        raise UserError(
+            f"train.warmup_steps is {train.warmup_steps}, but {name} has no warm-up; write 0, "
+            f"or one of {', '.join(WITH_WARMUP)}"
+        )
+    cls = None if name in WITH_WARMUP else known.get(name) or _import_class(name)
+
+    def build(for_optimizer: Optimizer) -> Any:
+        if cls is not None:
+            return cls(for_optimizer, **kwargs)
+        return get_scheduler(
+            WITH_WARMUP[name],
+            for_optimizer,
+            num_warmup_steps=warmup,
+            num_training_steps=total_steps,
+            scheduler_specific_kwargs=kwargs,
+        )
+
     try:
-        if name in WITH_WARMUP:
-            share = train.warmup_steps < 1
-            warmup = round(train.warmup_steps * total_steps) if share else int(train.warmup_steps)
-            return Schedule(
-                name,
-                get_scheduler(
-                    WITH_WARMUP[name],
-                    optimizer,
-                    num_warmup_steps=warmup,
-                    num_training_steps=total_steps,
-                    scheduler_specific_kwargs=kwargs,
-                ),
-            )
-        if train.warmup_steps:
-            raise UserError(
-                f"train.warmup_steps is {train.warmup_steps}, but {name} has no warm-up; write 0, "
-                f"or one of {', '.join(WITH_WARMUP)}"
-            )
-        known = {**PER_EPOCH, **PER_EVALUATION}
-        if name not in known and ":" not in name:
-            raise UserError(
-                f"train.lr_scheduler_type is {quote(name)}; it should be one of {', '.join([*WITH_WARMUP, *known])}, "
-                "or module:Class"
-            )
-        cls = known.get(name) or _import_class(name)
-        return Schedule(name, cls(optimizer, **kwargs))
-    except TypeError as error:
+        _rehearse(build, train.learning_rate, min(total_steps, warmup + 2))
+        return Schedule(name, build(optimizer))
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise UserError(f"train.lr_scheduler_kwargs {quote(kwargs)} for {name}: {error}") from None
+
+
+def _rehearse(build: Callable[[Optimizer], Any], learning_rate: float, steps: int) -> None:
+    """Step a scheduler that moves nothing: a bad keyword shows now, and not at the end of the first epoch."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=learning_rate)
+    scheduler = build(optimizer)
+    for _ in range(steps):
+        optimizer.step()
+        scheduler.step(*([1.0] if isinstance(scheduler, ReduceLROnPlateau) else []))

@@ -16,7 +16,7 @@ from stages.run.codec import Tree
 from stages.run.folder import RunFolder, list_runs, runs_root
 from stages.run.identity import Identity
 from stages.training.candidates import Candidates
-from stages.training.state import TrainState
+from stages.training.state import Progress, TrainState
 
 Say = Callable[[str], None]
 
@@ -48,13 +48,16 @@ class Resumer:
     device: torch.device
     say: Say
 
-    def resume(self, init_from_run: str | None) -> None:
+    def resume(self, init_from_run: str | None) -> bool:
         """Load the newest good checkpoint of this run; else start, from run `init_from_run` if that is not None.
+
+        Returns:
+            Whether the state is on disk already, or is the beginning, which needs no checkpoint.
 
         Raises:
             UserError: that run is not there, is being trained, has no good checkpoint, or is of another model.
         """
-        state, progress = self.state, self.state.progress
+        state = self.state
         saved = self._newest(self.run, self.store, self.candidates)
         if saved is not None:
             state.load_state_dict(saved)
@@ -63,18 +66,28 @@ class Resumer:
             state.eval_history.restore(None)
             if init_from_run is not None:
                 self._start_from(init_from_run)
-        self._settle_environment()
         progress = state.progress
+        if progress.step > self.total_steps:
+            raise UserError(
+                f"train.init_from_run is {init_from_run}, which is at step {progress.step}, but this run has "
+                f"{self.total_steps} steps in all; raise train.num_train_epochs or max_steps"
+            )
+        complete = state.stopper.reason is not None or progress.evaluated_step == self.total_steps
+        self._settle_environment(trains=not complete)
         self.run.log("start", step=progress.step, environment=progress.environment)
-        if state.stopper.reason or progress.evaluated_step == self.total_steps:
+        if complete:
             self.say(f"run {self.run.id} is complete since step {progress.step}: publishing it, nothing to train")
         elif progress.step:
             self.say(f"run {self.run.id}: going on after step {progress.step} of {self.total_steps}")
         else:
             self.say(f"run {self.run.id}: {self.total_steps} steps on {self.device}, from the beginning")
+        if not complete:
+            self.run.unfinish()
+        return saved is not None or progress.step == 0
 
     def _newest(self, run: RunFolder, store: CheckpointStore, candidates: Candidates) -> dict[str, Tree] | None:
         def accept(saved: dict[str, Tree]) -> None:
+            Progress(**saved["progress"])
             candidates.check(saved["progress"]["candidates"])
             for name, history in (("train", self.state.train_history), ("eval", self.state.eval_history)):
                 history.at(run.history / history.path.name).check(saved["history"][name])
@@ -93,7 +106,10 @@ class Resumer:
             raise UserError(f"train.init_from_run is {run_id}, but there is no such run; there are: {known}")
         other.acquire()
         candidates = self.candidates.at(other.candidates)
-        saved = self._newest(other, CheckpointStore(other.checkpoints, other.id), candidates)
+        try:
+            saved = self._newest(other, CheckpointStore(other.checkpoints, other.id), candidates)
+        except (KeyError, TypeError):
+            raise UserError(f"train.init_from_run is {run_id}, which another version of this code saved") from None
         if saved is None:
             raise UserError(f"train.init_from_run is {run_id}, but that run has no intact checkpoint")
         step = saved["progress"]["step"]
@@ -127,8 +143,8 @@ class Resumer:
                 differences.append(f"{key} differs")
         return differences
 
-    def _settle_environment(self) -> None:
-        """Restore the thread count, which changes bits; count and name any other change of the environment."""
+    def _settle_environment(self, trains: bool) -> None:
+        """Restore the thread count, which changes bits; count and name any other change, if there is a step left."""
         progress = self.state.progress
         before = progress.environment
         threads = before.get("threads", torch.get_num_threads())
@@ -136,6 +152,8 @@ class Resumer:
             self.say(f"intra-op threads set from {torch.get_num_threads()} to {threads}, as the run began with")
             torch.set_num_threads(threads)
         now = environment.current(self.device, world_size=1)
+        if not trains:
+            return
         if before and before != now:
             progress.environments += 1
             changes = ", ".join(environment.difference(before, now))

@@ -8,13 +8,16 @@ from stages.training.state import Progress
 
 
 class SaveSchedule:
-    """By time, every `save_steps` steps, or every epoch; never twice for the same state."""
+    """By time, every `save_steps` steps, or every epoch; never twice for the same state.
 
-    def __init__(self, params: TrainParams, saver: Saver, progress: Progress) -> None:
+    `on_disk`: the progress that the newest checkpoint has already, or None if there is no checkpoint.
+    """
+
+    def __init__(self, params: TrainParams, saver: Saver, on_disk: Progress | None) -> None:
         self._params = params
         self._saver = saver
         self._time = TimeSchedule(params.save_seconds)
-        self._on_disk = self._mark(progress)
+        self._on_disk = None if on_disk is None else self._mark(on_disk)
 
     @staticmethod
     def _mark(progress: Progress) -> tuple[int, int]:
