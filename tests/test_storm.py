@@ -16,7 +16,9 @@ import pytest
 import storm
 from checkout import Checkout
 
-LONG = {"train": {"num_train_epochs": 80, "eval_strategy": "steps", "eval_steps": 100, "save_seconds": 1}}
+from stages.config.params import read_yaml
+
+LONG = {"train": {"num_train_epochs": 50, "eval_strategy": "steps", "eval_steps": 100, "save_seconds": 1}}
 SHORT = {"train": {"num_train_epochs": 1}}
 
 
@@ -36,16 +38,20 @@ def test_storm_of_kills_ends_with_the_same_lock(tmp_path: Path, tiny_model: Path
     shutil.rmtree(killed.folder)
 
 
-@pytest.fixture
-def small(tmp_path: Path, tiny_model: Path) -> Checkout:
-    return Checkout(tmp_path / "repo", tiny_model, SHORT)
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Checkout:
     checkout = Checkout(tmp_path_factory.mktemp("finished") / "repo", tiny_model, SHORT)
     checkout.repro()
     checkout.commit("done")
+    return checkout
+
+
+@pytest.fixture
+def small(tmp_path: Path, finished: Checkout) -> Checkout:
+    """A copy of `finished` with a cache, runs and history of its own."""
+    checkout = object.__new__(Checkout)
+    checkout.folder, checkout.env = tmp_path / "repo", finished.env
+    shutil.copytree(finished.folder, checkout.folder)
     return checkout
 
 
@@ -97,10 +103,8 @@ def test_torn_lock_file_is_set_aside_and_filled_from_the_cache(finished: Checkou
 
 
 @pytest.mark.parametrize("point", [r"on:dvc\.lock$", r"past:dvc\.lock$", "past:tmp/rwlock$", "past:files/md5"])
-def test_dvc_killed_in_its_own_commit_is_simply_run_again(tmp_path: Path, finished: Checkout, point: str) -> None:
-    checkout = object.__new__(Checkout)
-    checkout.folder, checkout.env = tmp_path / "repo", finished.env
-    shutil.copytree(finished.folder, checkout.folder)
+def test_dvc_killed_in_its_own_commit_is_simply_run_again(small: Checkout, finished: Checkout, point: str) -> None:
+    checkout = small
     checkout.set_params({"train": {"num_train_epochs": 1}, "select_best": {"tie_break": "latest"}})
     script = f"import faults; faults.install({point!r}); from dvc.cli import main; raise SystemExit(main(['repro']))"
     process = checkout.start(sys.executable, "-c", script, PYTHONPATH=str(Path(storm.__file__).parent))
@@ -123,9 +127,7 @@ EXPERIMENT = ("dvc", "exp", "run", "-S", "train.num_train_epochs=60")
 
 
 def kill_experiment(checkout: Checkout, *command: str) -> None:
-    """Run the pipeline once, then an experiment, and kill that once it has saved something."""
-    checkout.repro()
-    checkout.commit("done")
+    """Run an experiment, and kill it once it has saved something."""
     known = checkout.runs()
     process = checkout.start(*command)
     while not [run for run in checkout.runs() if run not in known and list(run.glob("checkpoints/step-*"))]:
@@ -143,7 +145,7 @@ def test_detached_head_of_a_killed_experiment_goes_back_to_its_branch(small: Che
     assert "mended: HEAD was left detached" in output
     assert "going on after step" in output
     assert small.run("git", "symbolic-ref", "HEAD").strip() == branch
-    assert json.loads((small.folder / "params.yaml").read_text())["train"]["num_train_epochs"] == 60
+    assert read_yaml(small.folder / "params.yaml")["train"]["num_train_epochs"] == 60
     assert small.run("git", "for-each-ref", "refs/exps/exec") == ""
 
 
@@ -158,8 +160,6 @@ def test_killed_experiment_that_is_run_again_goes_on(small: Checkout, where: tup
 
 
 def test_head_of_a_live_experiment_is_left_alone(small: Checkout) -> None:
-    small.repro()
-    small.commit("done")
     process = small.start(*EXPERIMENT)
     while len(small.runs()) < 2:
         time.sleep(0.1)
@@ -181,7 +181,6 @@ def test_head_that_a_person_detached_is_left_alone(finished: Checkout) -> None:
 
 def test_earlier_configuration_comes_from_the_run_cache_without_training(small: Checkout) -> None:
     checkout = small
-    checkout.repro()
     first = checkout.digests()
     checkout.set_params({"train": {"num_train_epochs": 1, "learning_rate": 3e-4}})
     checkout.repro()
