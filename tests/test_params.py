@@ -40,7 +40,18 @@ STAGES = ("tokenize", "build_loaders", "launch", "train", "evaluate", "select_be
         ("train.warmup_steps", 1.5, "a share of all steps below 1"),
         ("train.early_stopping_threshold", 0.1, "early_stopping_patience"),
         ("train.init_from_run", "latest", "12"),
-        ("data.text_columns", [], "at least 1 item"),
+        ("train.callbacks", [{"klass": "a:B"}], "class"),
+        ("train.callbacks", [{"class": "a:B", "args": 1}], "unknown key train.callbacks.0.args"),
+        ("train.callbacks", [{"class": "nowhere"}], "callbacks"),
+        ("train.callbacks", [{"kwargs": {}}], "train.callbacks.0.class is missing"),
+        ("train.loggers", ["mlflow"], "'tensorboard', 'wandb' or 'dvclive'"),
+        ("train.loggers", ["wandb", "wandb"], "twice"),
+        ("train.loss", "mse", "for classification it should be cross_entropy, bce_with_logits, or module:callable"),
+        ("train.loss_kwargs", {"delta": 1.0}, "needs train.loss"),
+        ("evaluate.threshold", 1.0, "less than 1"),
+        ("data.text_columns", [], "both are empty"),
+        ("data.feature_columns", ["x"], "both are given"),
+        ("tokenize.tokenizer", 1, "a valid string"),
         ("data.text_columns", ["label"], "named twice"),
         ("data.label_names", ["a", "a"], "a name twice"),
         ("data.config", "mrpc", "needs data.dataset"),
@@ -65,6 +76,41 @@ def test_bad_value_is_one_line_with_the_key_and_what_is_allowed(key: str, value:
     assert "\n" not in line
     assert name in line
     assert expected in line
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"data.task": "regression", "evaluate.metrics": ["mse"]}, "metric_for_best_model"),
+        ({"data.task": "regression"}, "'accuracy', which nobody knows for regression; known are mse, mae"),
+        ({"data.task": "regression", "data.label_names": ["a", "b"]}, "regression has no classes"),
+        ({"data.task": "regression", "train.class_weights": "balanced"}, "train.class_weights is set, but the loss"),
+        ({"data.task": "multi_label", "train.loss": "cross_entropy"}, "for multi_label it should be bce_with_logits"),
+        ({"data.label_names": ["only"]}, "needs two or more"),
+        ({"data.label_names": ["a", "b", "c"], "train.loss": "bce_with_logits"}, "more than two classes"),
+        ({"train.loss": "own:loss", "train.label_smoothing": 0.1}, "train.label_smoothing is set, but the loss"),
+        ({"train.tf32": True, "train.precision": "bf16"}, "speeds up fp32 only"),
+        ({"data.text_columns": [], "data.feature_columns": ["x"]}, "needs a model of your own"),
+        ({"model.source": "factory:a:b"}, "brings no tokenizer"),
+        (
+            {"model.source": "factory:a:b", "data.text_columns": [], "data.feature_columns": ["x"]},
+            "build_loaders.bucketing is length",
+        ),
+        (
+            {"evaluate.metrics": ["a:b"], "evaluate.metric_for_best_model": "z"},
+            "only you know whether more z is better",
+        ),
+    ],
+)
+def test_values_that_contradict_each_other_are_one_line(changes: dict[str, Any], expected: str) -> None:
+    values = copy.deepcopy(GOOD)
+    for key, value in changes.items():
+        section, name = key.split(".")
+        values[section][name] = value
+    with pytest.raises(UserError) as error:
+        parse_params(values)
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_missing_key_and_unknown_section_are_named() -> None:

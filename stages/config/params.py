@@ -18,9 +18,25 @@ PARAMS_FILE = "params.yaml"
 
 # Metrics that have a module in stages/metrics, per task; `loss` is always available as metric_for_best_model.
 METRICS: dict[str, tuple[str, ...]] = {
-    "classification": ("accuracy", "f1", "precision", "recall", "matthews_correlation"),
+    "classification": (
+        "accuracy", "f1", "f1_micro", "f1_macro", "precision", "recall", "matthews_correlation", "roc_auc",
+    ),
+    "multi_label": ("accuracy", "f1_micro", "f1_macro", "precision", "recall", "roc_auc"),
+    "regression": ("mse", "mae", "r_squared", "pearsonr", "spearmanr"),
+}  # fmt: skip
+LOWER_IS_BETTER = ("loss", "mse", "mae")
+# Losses by name, per task; the first is what `loss: null` stands for.
+LOSSES: dict[str, tuple[str, ...]] = {
+    "classification": ("cross_entropy", "bce_with_logits"),
+    "multi_label": ("bce_with_logits",),
+    "regression": ("mse", "l1", "huber"),
 }
-LOWER_IS_BETTER = ("loss",)
+FACTORY = "factory:"
+
+
+def is_custom(name: str) -> bool:
+    """Whether a loss or metric is the user's own: `module:callable`, or the folder of an `evaluate` module."""
+    return ":" in name or "/" in name
 
 
 class Section(BaseModel):
@@ -38,10 +54,12 @@ class DataParams(Section):
     dataset: Name | None
     config: Name | None
     revision: Name | None
-    text_columns: Annotated[list[Name], Field(min_length=1, max_length=2)]
+    text_columns: Annotated[list[Name], Field(max_length=2)]
+    feature_columns: list[Name]
     label_column: Name
-    label_names: Annotated[list[Name], Field(min_length=2)] | None
-    task: Literal["classification"]
+    label_separator: Name
+    label_names: Annotated[list[Name], Field(min_length=1)] | None
+    task: Literal["classification", "multi_label", "regression"]
     validation_size: Annotated[float, Field(gt=0, lt=1)]
     seed: Seed
 
@@ -50,10 +68,21 @@ class DataParams(Section):
         if self.dataset is None and (self.config or self.revision):
             key = "config" if self.config else "revision"
             raise ValueError(f"data.{key} needs data.dataset (a Hub id); it says nothing about data.path")
-        columns = [*self.text_columns, self.label_column]
+        if bool(self.text_columns) == bool(self.feature_columns):
+            found = "both are given" if self.text_columns else "both are empty"
+            raise ValueError(
+                f"data.text_columns and data.feature_columns: {found}; name the columns of one, [] for the other"
+            )
+        columns = [*self.text_columns, *self.feature_columns, self.label_column]
         for column in columns:
             if columns.count(column) > 1:
-                raise ValueError(f"column {quote(column)} is named twice in text_columns and label_column")
+                raise ValueError(
+                    f"column {quote(column)} is named twice in text_columns, feature_columns and label_column"
+                )
+        if self.label_names and self.task == "regression":
+            raise ValueError("data.label_names is set, but data.task regression has no classes; write null")
+        if self.label_names and self.task == "classification" and len(self.label_names) < 2:
+            raise ValueError("data.label_names has one name; classification needs two or more")
         if self.label_names and len(set(self.label_names)) != len(self.label_names):
             raise ValueError("data.label_names has a name twice; every class needs its own")
         return self
@@ -66,6 +95,7 @@ class ModelParams(Section):
 
 
 class TokenizeParams(Section):
+    tokenizer: Name | None
     max_length: Annotated[int, Field(ge=4)]
 
 
@@ -86,6 +116,11 @@ class BuildLoadersParams(Section):
         return self
 
 
+class CallbackParams(Section):
+    class_: Annotated[str, Field(alias="class", pattern=r"^[\w.]+:\w+$")]
+    kwargs: dict[str, Any] = {}
+
+
 class TrainParams(Section):
     num_train_epochs: PositiveInt
     max_steps: PositiveInt | None
@@ -99,6 +134,10 @@ class TrainParams(Section):
     max_grad_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
     freeze: list[Name]
     precision: Literal["fp32", "bf16", "fp16"]
+    tf32: bool
+    compile: bool
+    loss: Name | None
+    loss_kwargs: dict[str, Any]
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     class_weights: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] | Literal["balanced"] | None
     eval_strategy: Literal["epoch", "steps"]
@@ -110,6 +149,8 @@ class TrainParams(Section):
     save_steps: PositiveInt | None
     save_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     logging_steps: PositiveInt
+    callbacks: list[CallbackParams]
+    loggers: list[Literal["tensorboard", "wandb", "dvclive"]]
     num_workers: Annotated[int, Field(ge=0)]
     seed: Seed
     deterministic: bool
@@ -134,6 +175,13 @@ class TrainParams(Section):
             )
         if self.early_stopping_threshold and self.early_stopping_patience is None:
             raise ValueError("train.early_stopping_threshold needs train.early_stopping_patience")
+        for name in self.loggers:
+            if self.loggers.count(name) > 1:
+                raise ValueError(f"train.loggers names {name} twice")
+        if self.loss_kwargs and self.loss is None:
+            raise ValueError("train.loss_kwargs needs train.loss: name the loss that they are for")
+        if self.tf32 and self.precision != "fp32":
+            raise ValueError(f"train.tf32 is true, but train.precision is {self.precision}; it speeds up fp32 only")
         return self
 
 
@@ -142,19 +190,26 @@ class EvaluateParams(Section):
     metric_for_best_model: Name
     greater_is_better: bool | None
     eval_batch_size: PositiveInt
+    threshold: Annotated[float, Field(gt=0, lt=1)]
 
     @model_validator(mode="after")
     def _consistent(self) -> EvaluateParams:
         for name in self.metrics:
             if self.metrics.count(name) > 1:
                 raise ValueError(f"evaluate.metrics names {quote(name)} twice")
-        if self.metric_for_best_model not in (*self.metrics, "loss"):
+        if self.metric_for_best_model not in (*self.metrics, "loss") and not any(map(is_custom, self.metrics)):
             raise ValueError(
                 f"evaluate.metric_for_best_model is {quote(self.metric_for_best_model)}, which is neither loss "
                 f"nor one of evaluate.metrics ({', '.join(self.metrics)})"
             )
         if self.greater_is_better and self.metric_for_best_model == "loss":
             raise ValueError("evaluate.greater_is_better is true, but metric_for_best_model is loss: lower is better")
+        known = {"loss", *(name for names in METRICS.values() for name in names)}
+        if self.greater_is_better is None and self.metric_for_best_model not in known:
+            raise ValueError(
+                f"evaluate.greater_is_better is null, but only you know whether more {self.metric_for_best_model} is "
+                "better; write true or false"
+            )
         return self
 
     @property
@@ -180,19 +235,61 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Params:
-        known = METRICS[self.data.task]
-        for name in self.evaluate.metrics:
-            if name not in known:
-                raise ValueError(
-                    f"evaluate.metrics names {quote(name)}, which nobody knows for {self.data.task}; "
-                    f"known are {', '.join(known)}"
-                )
-        weights, names = self.train.class_weights, self.data.label_names
+        for check in (self._check_inputs, self._check_loss, self._check_metrics):
+            check()
+        return self
+
+    def _check_inputs(self) -> None:
+        source, features = self.model.source, self.data.feature_columns
+        factory = source.startswith(FACTORY)
+        if features and not factory:
+            raise ValueError(
+                f"data.feature_columns needs a model of your own, but model.source is {quote(source)}; "
+                "write factory:module:callable, or name data.text_columns"
+            )
+        if features and self.tokenize.tokenizer:
+            raise ValueError("tokenize.tokenizer is set, but data.feature_columns are numbers; write null")
+        if features and self.build_loaders.bucketing == "length":
+            raise ValueError("build_loaders.bucketing is length, but rows of feature_columns have none; write none")
+        if factory and not features and not self.tokenize.tokenizer:
+            raise ValueError(
+                "tokenize.tokenizer is null, but a factory model brings no tokenizer; "
+                "write a Hub id, a folder, or package:NAME/PATH that has one"
+            )
+
+    def _check_loss(self) -> None:
+        task, train = self.data.task, self.train
+        allowed = LOSSES[task]
+        loss = train.loss or allowed[0]
+        if loss not in allowed and not is_custom(loss):
+            raise ValueError(
+                f"train.loss is {quote(loss)}; for {task} it should be {', '.join(allowed)}, or module:callable"
+            )
+        if loss == "bce_with_logits" and task == "classification" and len(self.data.label_names or "ab") > 2:
+            raise ValueError(
+                "train.loss is bce_with_logits, but data.label_names has more than two classes; "
+                "write cross_entropy, or data.task: multi_label if a row can have several"
+            )
+        for key in ("class_weights", "label_smoothing"):
+            if getattr(train, key) and (task == "regression" or is_custom(loss)):
+                off = "null" if key == "class_weights" else "0.0"
+                raise ValueError(f"train.{key} is set, but the loss {quote(loss)} has none; write {off}")
+        weights, names = train.class_weights, self.data.label_names
         if isinstance(weights, list) and names and len(weights) != len(names):
             raise ValueError(
                 f"train.class_weights has {len(weights)} numbers for the {len(names)} classes in data.label_names"
             )
-        return self
+
+    def _check_metrics(self) -> None:
+        known = METRICS[self.data.task]
+        for name in self.evaluate.metrics:
+            if name not in known and not is_custom(name):
+                raise ValueError(
+                    f"evaluate.metrics names {quote(name)}, which nobody knows for {self.data.task}; "
+                    f"known are {', '.join(known)}, module:callable, and the folder of an evaluate module"
+                )
+        if self.data.task == "regression" and self.evaluate.threshold != 0.5:
+            raise ValueError("evaluate.threshold is set, but data.task regression decides nothing; write 0.5")
 
 
 # HF names that work differently here: what to write instead.
@@ -215,6 +312,9 @@ INSTEAD = {
     "load_best_model_at_end": "nothing: select_best always picks by evaluate.metric_for_best_model",
     "resume_from_checkpoint": "nothing: a killed run continues by itself; train.init_from_run starts from another",
     "data_seed": "build_loaders.seed",
+    "torch_compile": "train.compile",
+    "report_to": "train.loggers",
+    "metric": "evaluate.metrics",
     "max_seq_length": "tokenize.max_length",
     "lr": "train.learning_rate",
     "output_dir": "nothing: models are in models/, run state in runs/",
@@ -225,6 +325,8 @@ def _unknown_key(section: str, key: str) -> str:
     sections = {name: field.annotation for name, field in Params.model_fields.items()}
     if not section:
         return f"unknown section {quote(key)}; the sections are {', '.join(sections)}"
+    if section not in sections:  # an entry of a list, such as train.callbacks.0
+        return f"unknown key {section}.{key}; its keys are class and kwargs"
     if key in INSTEAD:
         return f"{section}.{key} is not a key here; write {INSTEAD[key]}"
     for other, model in sections.items():
@@ -244,7 +346,7 @@ def _one_line(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         line = _unknown_key(".".join(where[:-1]), where[-1])
     elif first["type"] == "missing":
-        line = f"{key} is missing; every key must be there (null where it allows it)"
+        line = f"{'.'.join(where)} is missing; every key must be there (null where it allows it)"
     elif first["type"] == "value_error":
         line = str(first["ctx"]["error"])
     else:

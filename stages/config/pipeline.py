@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.config.errors import UserError, quote
-from stages.config.params import PARAMS_FILE, read_yaml
+from stages.config.params import FACTORY, PARAMS_FILE, Params, is_custom, read_yaml
 
 DVC_FILE = "dvc.yaml"
 
@@ -89,3 +89,21 @@ def require_code_dep(stage: StageSpec, import_path: str, named_by: str) -> None:
     origin = Path(spec.origin) if spec and spec.origin else None
     if origin and origin.is_relative_to(Path.cwd()) and "site-packages" not in origin.parts:
         require_dep(stage, origin.relative_to(Path.cwd()), named_by)
+
+
+def require_code_deps(stage: StageSpec, params: Params) -> None:
+    """Refuse code of this repository that the parameters name and DVC cannot see from `stage`.
+
+    Raises:
+        UserError: with the line to add to dvc.yaml.
+    """
+    named = [("model.source", params.model.source.removeprefix(FACTORY)), ("train.loss", params.train.loss or "")]
+    named += [("evaluate.metrics", name) for name in params.evaluate.metrics]
+    if stage.name == "train":
+        named.append(("train.lr_scheduler_type", params.train.lr_scheduler_type))
+        named += [("train.callbacks", callback.class_) for callback in params.train.callbacks]
+    for named_by, path in named:
+        if ":" in path and not path.startswith("package:"):
+            require_code_dep(stage, path, named_by)
+        elif named_by == "evaluate.metrics" and is_custom(path):
+            require_dep(stage, Path(path), named_by)
