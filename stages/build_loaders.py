@@ -78,22 +78,23 @@ def write_preview(folder: Path, plan: BatchPlan) -> None:
     import torch
 
     from stages.data.collate import make_loader
-    from stages.data.store import TOKENIZED, load_split, load_tokenizer
+    from stages.data.store import FEATURES, TOKENIZED, load_split, load_tokenizer
     from stages.storage import files
 
     tokenizer = load_tokenizer()
     first = next(itertools.chain.from_iterable(plan.steps(1, 1)))
     batch = next(iter(make_loader(load_split(TOKENIZED, "train"), [first.rows], tokenizer, torch.device("cpu"), 0)))
+    first_row: dict[str, Any] = {"row": first.rows[0], "label": batch["labels"][0].tolist()}
+    if tokenizer is None:
+        first_row[FEATURES] = batch[FEATURES][0].tolist()
+    else:
+        first_row["decoded"] = tokenizer.decode(batch["input_ids"][0])
     preview = {
         "tensors": {
             name: {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
             for name, tensor in batch.items()
         },
-        "first_row": {
-            "row": first.rows[0],
-            "label": int(batch["labels"][0]),
-            "decoded": tokenizer.decode(batch["input_ids"][0]),
-        },
+        "first_row": first_row,
     }
     files.write_text(folder / PREVIEW, files.dumps(preview))
 

@@ -1,4 +1,7 @@
-"""Stage 1 of 5: read the data, check every row, tokenize it. Writes data/tokenized/ and metrics/data.json."""
+"""Stage 1 of 5: read the data, check every row, tokenize it. Writes data/tokenized/ and metrics/data.json.
+
+Columns of numbers are standardised instead.
+"""
 
 from __future__ import annotations
 
@@ -8,26 +11,27 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.config.errors import UserError, quote, run_stage
-from stages.config.params import DataParams, Params, load_params
+from stages.config.errors import quote, run_stage
+from stages.config.params import Params, load_params
 from stages.config.pipeline import load_stage
-from stages.modeling.source import require_visible
+from stages.modeling.source import MODEL, TOKENIZER, require_visible
 from stages.run.signals import die_with_parent
 
 if TYPE_CHECKING:
+    from stages.data.encode import FeatureEncoder, TextEncoder
     from stages.data.sources import Source
 
 METRICS = Path("metrics/data.json")
-# Columns that the predictions add to the raw ones.
-RESERVED = ("row", "key", "label", "prediction", "logits", "loss")
 
 
 def main() -> None:
     """Run the stage from params.yaml. A failure leaves the outs as they were."""
     die_with_parent()
     params = load_params()
-    require_visible(load_stage("tokenize"), params.model.source)
-    _refuse_reserved(params.data)
+    stage = load_stage("tokenize")
+    require_visible(stage, params.model.source)
+    if params.tokenize.tokenizer is not None:
+        require_visible(stage, params.tokenize.tokenizer, TOKENIZER)
     _quieten()
 
     from stages.data.store import TOKENIZED
@@ -45,7 +49,8 @@ def main() -> None:
 
 
 def tokenize(params: Params, out: Path, cache: Path) -> dict[str, Any]:
-    """Write the tokenized splits, the raw rows, the tokenizer and task.json to `out`; what metrics/data.json says.
+    """Write the splits, the raw rows, the tokenizer or features.json, and task.json to `out`; what metrics/data.json
+    says.
 
     `cache` is a folder for intermediate Arrow files.
 
@@ -55,36 +60,32 @@ def tokenize(params: Params, out: Path, cache: Path) -> dict[str, Any]:
     import datasets
 
     from stages.data import encode, labels, sources, statistics, store
-    from stages.modeling.source import resolve_model
 
-    data, text_columns = params.data, params.data.text_columns
-    model = resolve_model(params.model.source, params.model.revision)
-    tokenizer = encode.load_tokenizer(model, params.model.source)
-    config = encode.load_config(model, params.model.source)
-    inputs = encode.model_inputs(config, tokenizer)
-    encode.check_max_length(params.tokenize.max_length, config, tokenizer, pair=len(text_columns) == 2)
-    tokenizer.save_pretrained(str(out / "tokenizer"))  # before its first call, which leaves a trace in its state
-
+    data = params.data
+    text_encoder = _text_encoder(params, out) if data.text_columns else None
     source = sources.load_source(data, cache)
+    columns = source.columns
     names = labels.check_source(source, data)
     if "validation" not in source.splits:
         source = labels.cut_validation(source, data, names, cache)
         _say(f"{source.where['train']}: no validation split; cut {data.validation_size} of train off for it")
+    encoder = text_encoder or _feature_encoder(source, out)
 
     tokenized, raw, metrics = {}, {}, {}
     for split in [name for name in store.SPLITS if name in source.splits]:
-        label_column = _label_column(source, split, data)
         raw_cache, input_cache = cache / f"raw-{split}.arrow", cache / f"inputs-{split}.arrow"
-        rows = encode.raw_rows(source.splits[split], text_columns, data.label_column, raw_cache)
-        encoded = encode.tokenized_rows(
-            rows, tokenizer, inputs, text_columns, label_column, names, params.tokenize.max_length, input_cache
+        labelled = not labels.is_unlabelled(source.splits[split], columns.label)
+        rows = encode.raw_rows(source.splits[split], columns, raw_cache)
+        encoded = encode.encoded_rows(
+            rows, encoder, columns, names, labelled=labelled, where=source.where[split], cache=input_cache
         )
-        truncated = statistics.count_true(encoded, encode.TRUNCATED)
-        columns = [name for name in encoded.column_names if name != encode.TRUNCATED]
-        tokenized[split] = encode.publishable(encoded, columns, input_cache, split)
+        truncated = statistics.count_true(encoded, encode.TRUNCATED) if text_encoder else None
+        kept = [name for name in encoded.column_names if name != encode.TRUNCATED]
+        tokenized[split] = encode.publishable(encoded, kept, input_cache, split)
         raw[split] = encode.publishable(rows, rows.column_names, raw_cache, split)
-        metrics[split] = statistics.split_summary(tokenized[split], raw[split], data.label_column, names, truncated)
-        _say(f"{split}: {rows.num_rows} rows, {truncated} truncated to {params.tokenize.max_length} tokens")
+        metrics[split] = statistics.split_summary(tokenized[split], raw[split], columns, names, truncated)
+        done = f"{truncated} truncated to {params.tokenize.max_length} tokens"
+        _say(f"{split}: {rows.num_rows} rows, {done if text_encoder else f'{len(columns.inputs)} features each'}")
 
     datasets.DatasetDict(tokenized).save_to_disk(str(out))
     datasets.DatasetDict(raw).save_to_disk(str(out / "raw"))
@@ -93,33 +94,49 @@ def tokenize(params: Params, out: Path, cache: Path) -> dict[str, Any]:
         store.Task(
             task=data.task,
             label_names=tuple(names),
-            text_columns=tuple(text_columns),
+            text_columns=tuple(data.text_columns),
+            feature_columns=columns.inputs if columns.numeric else (),
             label_column=data.label_column,
-            model_inputs=tuple(inputs),
-            problem_type="single_label_classification",
+            model_inputs=tuple(encoder.inputs),
         ),
     )
     shared = statistics.duplicates(raw)
     if any(shared.values()):
         found = ", ".join(f"{count} {pair.replace('_', '/')}" for pair, count in shared.items() if count)
-        _say(f"warning: rows with the same text are in two splits, so scores flatter the model: {found}")
+        what = "text" if text_encoder else "features"
+        _say(f"warning: rows with the same {what} are in two splits, so scores flatter the model: {found}")
     return {"label_names": names, **metrics, "duplicates_across_splits": shared}
 
 
-def _label_column(source: Source, split: str, data: DataParams) -> str | None:
-    from stages.data.labels import is_unlabelled
+def _text_encoder(params: Params, out: Path) -> TextEncoder:
+    """The tokenizer of the model, or the one that `tokenize.tokenizer` names; written to `out`."""
+    from stages.data import encode
+    from stages.modeling.source import resolve_model, resolve_tokenizer
 
-    return None if is_unlabelled(source.splits[split], data.label_column) else data.label_column
+    own, max_length = params.tokenize.tokenizer, params.tokenize.max_length
+    model = resolve_model(params.model.source, params.model.revision)
+    folder, source = model, f"{MODEL} {quote(params.model.source)}"
+    if own is not None:
+        folder, source = resolve_tokenizer(own), f"{TOKENIZER} {quote(own)}"
+    assert folder is not None, "a factory model comes with tokenize.tokenizer"
+    tokenizer = encode.load_tokenizer(folder, source)
+    config = encode.load_config(model, params.model.source) if model else None
+    inputs = encode.model_inputs(config, tokenizer)
+    if own is not None:
+        encode.check_vocabulary(source, config, tokenizer)
+    encode.check_max_length(max_length, config, tokenizer, pair=len(params.data.text_columns) == 2)
+    tokenizer.save_pretrained(str(out / "tokenizer"))  # before its first call, which leaves a trace in its state
+    return encode.TextEncoder(tokenizer, inputs, params.data.text_columns, max_length)
 
 
-def _refuse_reserved(data: DataParams) -> None:
-    # The label column goes by its own name beside row and key; the predictions call it label.
-    for column, reserved in [*((name, RESERVED) for name in data.text_columns), (data.label_column, RESERVED[:2])]:
-        if column in reserved:
-            raise UserError(
-                f"column {quote(column)} of the data has a name that the predictions need for themselves "
-                f"({', '.join(reserved)}); rename it in the data and in params.yaml"
-            )
+def _feature_encoder(source: Source, out: Path) -> FeatureEncoder:
+    """The standardisation of the features by the train split; written to `out`."""
+    from stages.data.encode import FeatureEncoder
+    from stages.data.features import Standardizer
+
+    standardizer = Standardizer.fit(source.splits["train"], source.columns.inputs)
+    standardizer.save(out)
+    return FeatureEncoder(standardizer)
 
 
 def _quieten() -> None:

@@ -14,6 +14,7 @@ import pytest
 # Before any test module imports a Hugging Face library.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+pytest_plugins = ["training"]
 ROOT = Path(__file__).resolve().parents[1]
 SENTENCE = "the cat sat on a mat and sang in the good red tree dog ran under blue bird is not bad was fine"
 WORDS = list(dict.fromkeys(SENTENCE.split()))
@@ -59,9 +60,24 @@ class Project:
             for section, values in changes.items():
                 params[section].update(values)
         # JSON is YAML.
-        dvc = {"stages": {"tokenize": {"cmd": "exec python -m stages.tokenize", "deps": [params["model"]["source"]]}}}
+        deps = [source for source in (params["model"]["source"], params["tokenize"]["tokenizer"]) if source]
+        dvc = {"stages": {"tokenize": {"cmd": "exec python -m stages.tokenize", "deps": deps}}}
         (self.folder / "dvc.yaml").write_text(json.dumps(dvc), encoding="utf-8")
         (self.folder / "params.yaml").write_text(json.dumps(params), encoding="utf-8")
+
+    def write_task_params(self, task: str, **sections: Mapping[str, Any]) -> None:
+        """`write_params` for `data.task`, with metrics that it has."""
+        metric = {"classification": "accuracy", "multi_label": "f1_micro", "regression": "mse"}[task]
+        merged: dict[str, dict[str, Any]] = {
+            **{section: dict(values) for section, values in sections.items()},
+            "data": {"task": task, **sections.get("data", {})},
+            "evaluate": {"metrics": [metric], "metric_for_best_model": metric},
+        }
+        if merged["data"].get("feature_columns"):
+            merged["data"]["text_columns"] = []
+            merged["model"] = {"source": "factory:my_models:make"}
+            merged["build_loaders"] = {"bucketing": "none"}
+        self.write_params(**merged)
 
     def write(self, name: str, content: str | bytes) -> Path:
         path = self.folder / name

@@ -13,7 +13,7 @@ from conftest import Project
 from stages.config.errors import UserError
 from stages.config.pipeline import StageSpec, load_stage
 from stages.modeling.device import pick_device
-from stages.modeling.source import require_visible, resolve_model
+from stages.modeling.source import local_folder, require_visible, resolve_model, resolve_tokenizer
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,23 @@ def test_source_that_cannot_be_used_is_one_line(source: str, expected: str) -> N
         resolve_model(source, None)
     assert "\n" not in str(error.value)
     assert source in str(error.value)
+
+
+def test_factory_has_no_folder_though_one_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = "factory:my_models:make"
+    (tmp_path / source).mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert local_folder(source) is None
+    assert resolve_model(source, None) is None
+    with pytest.raises(UserError, match="only a Hub id has revisions"):
+        resolve_model(source, "main")
+
+
+def test_tokenizer_needs_no_weights(tiny_model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "words", ignore=shutil.ignore_patterns("config.json", "model*"))
+    assert resolve_tokenizer(str(folder)) == folder
+    with pytest.raises(UserError, match=r"tokenize\.tokenizer is '\./nothing'"):
+        resolve_tokenizer("./nothing")
 
 
 def remove_weights(folder: Path) -> None:

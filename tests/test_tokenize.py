@@ -119,11 +119,12 @@ def test_splits_hold_model_inputs_and_labels_only(project: Project) -> None:
         "classification",
         ("a", "b"),
         ("text",),
+        (),
         "label",
         ("input_ids", "token_type_ids", "attention_mask"),
-        "single_label_classification",
     )
     tokenizer = store.load_tokenizer()
+    assert tokenizer is not None
     assert tokenizer.decode(loaded["train"][1]["input_ids"], skip_special_tokens=True) == ROWS[1][0]
     assert loaded["train"]["labels"][:4] == [0, 1, 0, 1]
 
@@ -238,6 +239,82 @@ def test_model_that_cannot_serve_is_refused(
         stage.main()
     assert [part for part in parts if part not in str(error.value)] == [], error.value
     assert not store.TOKENIZED.exists() and not Path("metrics").exists()
+
+
+def smaller_tokenizer(folder: Path) -> Path:
+    """Knows few words and makes no token types."""
+    from transformers import BertTokenizer
+
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat"]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    tokenizer = BertTokenizer(vocab=vocabulary, model_input_names=["input_ids", "attention_mask"])
+    tokenizer.save_pretrained(str(folder))
+    return folder
+
+
+def test_tokenizer_of_its_own_overrides_the_models(project: Project, tmp_path: Path) -> None:
+    project.write("data/in/train.csv", csv_rows(ROWS))
+    project.write_params(tokenize={"tokenizer": str(smaller_tokenizer(tmp_path / "tokenizer"))})
+    run_stage(stage.main)
+    tokenizer = store.load_tokenizer()
+    assert tokenizer is not None and len(tokenizer) == 7
+    assert store.load_task().model_inputs == ("input_ids", "attention_mask")
+    texts = store.load_raw(store.TOKENIZED, "train")["text"][:]
+    assert store.load_split(store.TOKENIZED, "train")["input_ids"][:] == tokenizer(texts)["input_ids"]
+
+
+def test_factory_model_takes_all_that_the_named_tokenizer_makes(project: Project, tiny_model: Path) -> None:
+    # The factory's module does not exist: this stage runs none of the user's code.
+    project.write("data/in/train.csv", csv_rows(ROWS))
+    project.write_params(model={"source": "factory:my_models:make"}, tokenize={"tokenizer": str(tiny_model)})
+    run_stage(stage.main)
+    assert store.load_task().model_inputs == ("input_ids", "token_type_ids", "attention_mask")
+    assert store.load_split(store.TOKENIZED, "train").column_names == [*store.load_task().model_inputs, "labels"]
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "max_length", "parts"),
+    [
+        ("tiny", 65, ["tokenize.max_length is 65", "model_max_length is 64"]),
+        ("./nothing", 16, ["tokenize.tokenizer", "'./nothing'", "no such folder"]),
+        ("package:no_such_package/model", 16, ["tokenize.tokenizer", "pip install"]),
+        ("nobody/nothing", 16, ["tokenize.tokenizer", "nobody/nothing", "offline"]),
+        ("empty", 16, ["tokenize.tokenizer", "cannot be loaded"]),
+    ],
+)
+def test_tokenizer_that_cannot_serve_is_refused(
+    project: Project, tiny_model: Path, tokenizer: str, max_length: int, parts: list[str]
+) -> None:
+    (project.folder / "empty").mkdir()
+    source = {"tiny": str(tiny_model), "empty": str(project.folder / "empty")}.get(tokenizer, tokenizer)
+    project.write("data/in/train.csv", csv_rows(ROWS))
+    project.write_params(
+        model={"source": "factory:my_models:make"}, tokenize={"tokenizer": source, "max_length": max_length}
+    )
+    with pytest.raises(UserError) as error:
+        stage.main()
+    assert [part for part in parts if part not in str(error.value)] == [], error.value
+    assert "\n" not in str(error.value)
+    assert not store.TOKENIZED.exists() and not Path("metrics").exists()
+
+
+def test_tokenizer_with_more_tokens_than_the_model_is_refused(project: Project, model_copy: Path) -> None:
+    edit_json(model_copy / "config.json", vocab_size=10)
+    project.write("data/in/train.csv", csv_rows(ROWS))
+    project.write_params(model={"source": str(model_copy)}, tokenize={"tokenizer": str(model_copy)})
+    with pytest.raises(UserError, match=r"tokenize\.tokenizer.*tokens, but model\.source has 10"):
+        stage.main()
+
+
+def test_local_tokenizer_that_the_deps_lack_is_refused_with_the_line_to_add(project: Project, tmp_path: Path) -> None:
+    smaller_tokenizer(project.folder / "words")
+    project.write("data/in/train.csv", csv_rows(ROWS))
+    project.write_params(tokenize={"tokenizer": "./words"})
+    dvc = json.loads(Path("dvc.yaml").read_text())
+    dvc["stages"]["tokenize"]["deps"].remove("./words")
+    Path("dvc.yaml").write_text(json.dumps(dvc))
+    with pytest.raises(UserError, match=r"tokenize\.tokenizer names.*`- words` under stages\.tokenize\.deps"):
+        stage.main()
 
 
 def test_max_length_that_special_tokens_fill_is_refused(model_copy: Path) -> None:

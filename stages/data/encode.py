@@ -1,4 +1,4 @@
-"""Text to model inputs: the tokenizer, what the model's forward takes, and the two `map` calls."""
+"""Raw columns to model inputs: the tokenizer, what the model's forward takes, and the two `map` calls."""
 
 from __future__ import annotations
 
@@ -6,14 +6,22 @@ import hashlib
 import inspect
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import datasets
+import pyarrow as pa
 import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from stages.config.errors import UserError, quote
+from stages.data.columns import Columns
+from stages.data.features import Standardizer
+from stages.data.labels import target_feature, targets
+from stages.data.numbers import column_matrix
+from stages.data.store import FEATURES
+from stages.data.tables import map_tables
 from stages.storage.files import sha256_file
 
 # How the tokenizer was found says nothing about what it does, and holds paths.
@@ -21,21 +29,21 @@ PROVENANCE = ("name_or_path", "is_local", "local_files_only")
 ITEM_TYPES = {"input_ids": "int32"}
 BATCH_ROWS = 1_000
 TRUNCATED = "truncated"
+# What `TextEncoder` asks a tokenizer for.
+MADE = ("input_ids", "token_type_ids", "attention_mask")
 
 
 def load_tokenizer(folder: Path, source: str) -> PreTrainedTokenizerBase:
-    """The fast tokenizer of the model in `folder`. Raises `UserError` if there is none."""
+    """The fast tokenizer in `folder`; `source` names it in messages. Raises `UserError` if there is none."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), use_fast=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"model.source {quote(source)}: its tokenizer cannot be loaded: {reason}") from None
+        raise UserError(f"{source}: its tokenizer cannot be loaded: {reason}") from None
     if not tokenizer.is_fast:
-        raise UserError(
-            f"model.source {quote(source)}: it has no fast tokenizer (tokenizer.json); convert it, or use another model"
-        )
+        raise UserError(f"{source}: it has no fast tokenizer (tokenizer.json); convert it, or use another one")
     if tokenizer.pad_token_id is None:
-        raise UserError(f"model.source {quote(source)}: its tokenizer has no pad token, which batches of rows need")
+        raise UserError(f"{source}: its tokenizer has no pad token, which batches of rows need")
     for key in PROVENANCE:
         tokenizer.init_kwargs.pop(key, None)
     return tokenizer
@@ -50,12 +58,16 @@ def load_config(folder: Path, source: str) -> Any:
         raise UserError(f"model.source {quote(source)}: its config.json cannot be used: {reason}") from None
 
 
-def model_inputs(config: Any, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+def model_inputs(config: Any | None, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """What the tokenizer makes and the forward of the model's classifier takes, in the tokenizer's order.
+
+    Without a `config` the model is the user's own, which takes all that the tokenizer makes.
 
     Raises:
         UserError: if transformers has no sequence classifier for this architecture.
     """
+    if config is None:
+        return [name for name in tokenizer.model_input_names if name in MADE]
     mapping: Any = transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
     if type(config) not in mapping:
         raise UserError(f"model.source is a {config.model_type} model, for which there is no sequence classifier")
@@ -63,11 +75,21 @@ def model_inputs(config: Any, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return [name for name in tokenizer.model_input_names if name in takes]
 
 
-def check_max_length(max_length: int, config: Any, tokenizer: PreTrainedTokenizerBase, *, pair: bool) -> None:
+def check_vocabulary(source: str, config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise `UserError` if the tokenizer in `source` makes ids that the model has no embedding for."""
+    size = getattr(config, "vocab_size", None)
+    if isinstance(size, int) and len(tokenizer) > size:
+        raise UserError(
+            f"{source}: its tokenizer has {len(tokenizer)} tokens, but model.source has {size}; "
+            "write null for the model's own tokenizer"
+        )
+
+
+def check_max_length(max_length: int, config: Any | None, tokenizer: PreTrainedTokenizerBase, *, pair: bool) -> None:
     """Raise `UserError` if the model has fewer positions, or the special tokens alone fill `max_length`."""
     limits = {
         "the model's max_position_embeddings": getattr(config, "max_position_embeddings", None),
-        "its tokenizer's model_max_length": tokenizer.model_max_length,
+        "the tokenizer's model_max_length": tokenizer.model_max_length,
     }
     for name, limit in limits.items():
         if isinstance(limit, int) and 0 < limit < max_length:
@@ -79,78 +101,115 @@ def check_max_length(max_length: int, config: Any, tokenizer: PreTrainedTokenize
         )
 
 
-def row_key(texts: Sequence[str]) -> str:
+def row_key(inputs: Sequence[str] | Sequence[float]) -> str:
     """A row's `key`: 16 hex digits of the SHA-256 of its raw inputs as a compact JSON list."""
-    canonical = json.dumps(list(texts), ensure_ascii=False, separators=(",", ":"))
+    canonical = json.dumps(list(inputs), ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(canonical.encode("utf-8")).hexdigest()[:16]
 
 
-def _mapped(dataset: datasets.Dataset, function: Any, features: datasets.Features, cache: Path, **how: Any) -> Any:
-    # Without a fingerprint of our own, datasets would pickle `function` to hash it; there is no cache to look up.
-    return dataset.map(
-        function,
-        batched=True,
-        batch_size=BATCH_ROWS,
-        features=features,
-        remove_columns=dataset.column_names,
-        cache_file_name=str(cache),
-        load_from_cache_file=False,
-        new_fingerprint="0" * 16,
-        **how,
-    )
+def raw_rows(dataset: datasets.Dataset, columns: Columns, cache: Path) -> datasets.Dataset:
+    """`row`, `key`, the inputs and the label as they were read, row for row."""
+    features = datasets.Features({"row": datasets.Value("int64"), "key": datasets.Value("string"), **columns.features})
+
+    def with_key(table: pa.Table, position: int) -> pa.Table:
+        inputs = table.select(list(columns.inputs))
+        if columns.numeric:
+            keys = [row_key(numbers) for numbers in column_matrix(inputs).T.tolist()]
+        else:
+            keys = [row_key(texts) for texts in zip(*(texts.to_pylist() for texts in inputs.columns), strict=True)]
+        rows = pa.array(range(position, position + len(table)), pa.int64())
+        return pa.table({"row": rows, "key": keys, **{name: table[name] for name in columns.names}})
+
+    return map_tables(dataset, with_key, features, cache, "raw rows", BATCH_ROWS)
 
 
-def raw_rows(dataset: datasets.Dataset, text_columns: list[str], label_column: str, cache: Path) -> datasets.Dataset:
-    """`row`, `key`, the text columns and the label as text, row for row."""
-    kept = [*text_columns, label_column]
-    features = {"row": "int64", "key": "string", **dict.fromkeys(kept, "string")}
+class Encoder(Protocol):
+    """Makes the model's `inputs` of raw rows; `features` are the types of what it makes.
 
-    def with_key(batch: dict[str, list[Any]], rows: list[int]) -> dict[str, list[Any]]:
-        keys = [row_key(texts) for texts in zip(*(batch[column] for column in text_columns), strict=True)]
-        return {"row": rows, "key": keys, **{column: batch[column] for column in kept}}
+    Errors name the rows by `where` and `start`, the first one's number.
+    """
 
-    typed = datasets.Features({name: datasets.Value(dtype) for name, dtype in features.items()})
-    return _mapped(dataset, with_key, typed, cache, with_indices=True, desc="raw rows")
+    @property
+    def inputs(self) -> Sequence[str]: ...
+
+    @property
+    def features(self) -> dict[str, Any]: ...
+
+    def __call__(self, raw: pa.Table, where: str, start: int) -> dict[str, pa.Array]: ...
 
 
-def tokenized_rows(
-    raw: datasets.Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    inputs: list[str],
-    text_columns: list[str],
-    label_column: str | None,
-    names: list[str],
-    max_length: int,
-    cache: Path,
-) -> datasets.Dataset:
-    """The model's inputs, `labels` (unless `label_column` is None) and `truncated` (bool) of every row."""
-    id_of = {name: number for number, name in enumerate(names)}
+@dataclass(frozen=True)
+class TextEncoder:
+    """Tokens of one text or a pair, as lists of ints, and `truncated` (bool)."""
 
-    def encode(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        encoded = tokenizer(
-            *(batch[column] for column in text_columns),
+    tokenizer: PreTrainedTokenizerBase
+    inputs: Sequence[str]
+    columns: Sequence[str]
+    max_length: int
+
+    @property
+    def features(self) -> dict[str, Any]:
+        lists = {name: datasets.List(datasets.Value(ITEM_TYPES.get(name, "int8"))) for name in self.inputs}
+        return {**lists, TRUNCATED: datasets.Value("bool")}
+
+    def __call__(self, raw: pa.Table, where: str, start: int) -> dict[str, pa.Array]:
+        encoded = self.tokenizer(
+            *(raw[column].to_pylist() for column in self.columns),
             truncation=True,
-            max_length=max_length,
+            max_length=self.max_length,
             padding=False,
-            return_token_type_ids="token_type_ids" in inputs,
-            return_attention_mask="attention_mask" in inputs,
+            return_token_type_ids="token_type_ids" in self.inputs,
+            return_attention_mask="attention_mask" in self.inputs,
             verbose=False,
         )
-        columns: dict[str, list[Any]] = {name: encoded[name] for name in inputs}
         # What was cut off is the encoding's overflow: exact, and no second pass. A shorter row cannot have any.
-        columns[TRUNCATED] = [
-            len(row) == max_length and bool(encoding.overflowing)
-            for row, encoding in zip(columns["input_ids"], encoded.encodings or (), strict=True)
+        truncated = [
+            len(row) == self.max_length and bool(encoding.overflowing)
+            for row, encoding in zip(encoded["input_ids"], encoded.encodings or (), strict=True)
         ]
-        if label_column is not None:
-            columns["labels"] = [id_of[label] for label in batch[label_column]]
-        return columns
+        lists = {name: pa.array(encoded[name], self.features[name].pa_type) for name in self.inputs}
+        return {**lists, TRUNCATED: pa.array(truncated)}
 
-    features: dict[str, Any] = {name: datasets.List(datasets.Value(ITEM_TYPES.get(name, "int8"))) for name in inputs}
-    features[TRUNCATED] = datasets.Value("bool")
-    if label_column is not None:
-        features["labels"] = datasets.Value("int64")
-    return _mapped(raw, encode, datasets.Features(features), cache, desc="tokenizing")
+
+@dataclass(frozen=True)
+class FeatureEncoder:
+    """Standardised numbers, one float32 list of fixed length a row."""
+
+    standardizer: Standardizer
+    inputs: Sequence[str] = (FEATURES,)
+
+    @property
+    def features(self) -> dict[str, Any]:
+        return {FEATURES: datasets.List(datasets.Value("float32"), length=len(self.standardizer.columns))}
+
+    def __call__(self, raw: pa.Table, where: str, start: int) -> dict[str, pa.Array]:
+        values = column_matrix(raw.select(list(self.standardizer.columns)))
+        scaled = self.standardizer.scale(values, where, start)
+        return {FEATURES: pa.FixedSizeListArray.from_arrays(pa.array(scaled.ravel()), scaled.shape[1])}
+
+
+def encoded_rows(
+    raw: datasets.Dataset,
+    encoder: Encoder,
+    columns: Columns,
+    names: list[str],
+    *,
+    labelled: bool,
+    where: str,
+    cache: Path,
+) -> datasets.Dataset:
+    """What `encoder` makes of every row, and `labels` if the split has them."""
+    features = dict(encoder.features)
+    if labelled:
+        features["labels"] = target_feature(columns.task, len(names))
+
+    def encode(table: pa.Table, position: int) -> pa.Table:
+        made = encoder(table, where, position + 1)
+        if labelled:
+            made["labels"] = targets(table[columns.label], columns.task, names)
+        return pa.table(made)
+
+    return map_tables(raw, encode, datasets.Features(features), cache, "encoding", BATCH_ROWS)
 
 
 def publishable(dataset: datasets.Dataset, columns: Sequence[str], cache: Path, split: str) -> datasets.Dataset:

@@ -7,8 +7,6 @@ filled up, NUL cuts a cell. So every file is checked first, by the standard libr
 from __future__ import annotations
 
 import csv
-import difflib
-import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.config.errors import UserError, quote
+from stages.data.columns import Columns, listing, require_columns, split_labels
 
 # The file stems, and the Hub's split names, that stand for each split.
 SPLIT_OF = {"train": "train", "validation": "validation", "dev": "validation", "val": "validation", "test": "test"}
@@ -28,30 +27,8 @@ SUFFIXES = (*DELIMITERS, *JSON_LINES, PARQUET)
 # One cell. The csv module's own limit of 128 KiB is shorter than long documents are; without any limit, a quote
 # that is never closed reads the rest of the file into memory.
 MAX_CELL_CHARACTERS = 2**24
-
-
-def listing(names: Sequence[str], limit: int = 20) -> str:
-    """`names` as one line, cut to `limit` of them."""
-    if not names:
-        return "nothing"
-    rest = len(names) - limit
-    return ", ".join(map(quote, names[:limit])) + (f" and {rest} more" if rest > 0 else "")
-
-
-def require_columns(where: str, found: Sequence[str], wanted: Sequence[str]) -> None:
-    """Raise `UserError` if `wanted` names a column that `found` lacks, or `found` holds a name twice."""
-    for name in found:
-        if name.strip() and found.count(name) > 1:
-            raise UserError(f"{where}: the column name {quote(name)} occurs {found.count(name)} times; rename them")
-    by_lower = {name.lower().strip(): name for name in found}
-    for name in wanted:
-        if name not in found:
-            close = difflib.get_close_matches(name.lower(), by_lower, 1)
-            hint = f"; did you mean {quote(by_lower[close[0]])}?" if close else ""
-            raise UserError(
-                f"{where}: no column {quote(name)}; the columns are {listing(found)}{hint} "
-                "(named in data.text_columns and data.label_column)"
-            )
+Cell = str | Sequence[str | None] | None
+"""Text, as typed, or the labels of a multi_label cell."""
 
 
 def find_files(path: Path) -> dict[str, Path]:
@@ -96,38 +73,52 @@ def _raise_not_utf8(path: Path) -> NoReturn:
     raise UserError(f"{path}: not UTF-8; save the file as UTF-8")
 
 
+def header(path: Path) -> list[str]:
+    """A file's column names: of its first row, its first JSON object, or its schema.
+
+    Raises:
+        UserError: if it is empty, or what comes first cannot be read.
+    """
+    suffix = path.suffix.lower()
+    if suffix in JSON_LINES:
+        return list(next(_json_objects(path))[1])
+    if suffix == PARQUET:
+        return _parquet_footer(path)[0]
+    return next(_delimited_rows(path))[1]
+
+
 def check_delimited(path: Path, columns: Sequence[str]) -> int:
     """Read a CSV or TSV file through once, strictly; its number of data rows (blank lines are none).
 
     Raises:
         UserError: the first thing that is wrong, with its physical line.
     """
-    delimiter = DELIMITERS[path.suffix.lower()]
+    rows = _delimited_rows(path)
+    _, names = next(rows)
+    require_columns(str(path), names, columns)
+    count = 0
+    for line, row in rows:
+        _check_width(f"{path}: line {line}", len(row), len(names), DELIMITERS[path.suffix.lower()])
+        count += 1
+    if not count:
+        raise UserError(f"{path}: no rows below the header")
+    return count
+
+
+def _delimited_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    # The rows that are not blank, each with the line it starts on; the header is the first.
     limit = csv.field_size_limit(MAX_CELL_CHARACTERS)
+    start, empty = 1, True
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
-            return _count_rows(path, lines, delimiter, columns)
-    except UnicodeDecodeError:
-        _raise_not_utf8(path)
-    finally:
-        csv.field_size_limit(limit)
-
-
-def _count_rows(path: Path, lines: io.TextIOWrapper, delimiter: str, columns: Sequence[str]) -> int:
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
-    header: list[str] | None = None
-    count, start = 0, 1
-    try:
-        for row in reader:
-            if any("\0" in cell for cell in row):
-                raise UserError(f"{path}: line {reader.line_num} holds a NUL character; remove it")
-            if row and header is None:
-                header = row
-                require_columns(str(path), header, columns)
-            elif row and header is not None:
-                _check_width(f"{path}: line {start}", len(row), len(header), delimiter)
-                count += 1
-            start = reader.line_num + 1
+            reader = csv.reader(lines, delimiter=DELIMITERS[path.suffix.lower()], strict=True)
+            for row in reader:
+                if any("\0" in cell for cell in row):
+                    raise UserError(f"{path}: line {reader.line_num} holds a NUL character; remove it")
+                if row:
+                    empty = False
+                    yield start, row
+                start = reader.line_num + 1
     except csv.Error as error:
         where = f"line {reader.line_num}"
         if reader.line_num != start:
@@ -136,11 +127,12 @@ def _count_rows(path: Path, lines: io.TextIOWrapper, delimiter: str, columns: Se
             f"{path}: {where}: {error}; a cell that starts with a quote must end with one, "
             "and a quote inside it is written twice"
         ) from None
-    if header is None:
+    except UnicodeDecodeError:
+        _raise_not_utf8(path)
+    finally:
+        csv.field_size_limit(limit)
+    if empty:
         raise UserError(f"{path}: the file is empty; it needs a header line and data rows")
-    if not count:
-        raise UserError(f"{path}: no rows below the header")
-    return count
 
 
 def _check_width(where: str, found: int, expected: int, delimiter: str) -> None:
@@ -152,8 +144,9 @@ def _check_width(where: str, found: int, expected: int, delimiter: str) -> None:
         )
 
 
-def json_rows(path: str, columns: Sequence[str]) -> Iterator[dict[str, str | None]]:
-    """Each line's `columns` as text, as typed: `1.0` stays `1.0`, `true` stays `true`, null is None.
+def json_rows(path: str, columns: Columns) -> Iterator[dict[str, Cell]]:
+    """Each line's `columns` as text, as typed: `1.0` stays `1.0`, `true` stays `true` (1 in numeric inputs), null is
+    None. A multi_label label is a list.
 
     Not `datasets`' own JSON reader: that takes text such as 2020-01-31 for a date and rewrites it.
 
@@ -161,19 +154,24 @@ def json_rows(path: str, columns: Sequence[str]) -> Iterator[dict[str, str | Non
         UserError: the first thing that is wrong, with its line.
     """
     first = True
-    with open(path, "rb") as lines:
+    for number, row in _json_objects(Path(path)):
+        if first:
+            require_columns(path, list(row), columns.names)
+            first = False
+        yield {name: _json_cell(f"{path}: line {number}", row, name, columns) for name in columns.names}
+
+
+def _json_objects(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
+    # The object of each line that is not blank, with its number.
+    empty = True
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
-            if not line.strip():
-                continue
-            where = f"{path}: line {number}"
-            row = _json_object(where, line, Path(path))
-            if first:
-                require_columns(path, list(row), columns)
-                first = False
-            yield {name: _json_text(where, row, name) for name in columns}
-    if first:
+            if line.strip():
+                empty = False
+                yield number, _json_object(f"{path}: line {number}", line, path)
+    if empty:
         raise UserError(f"{path}: the file is empty; it needs one JSON object a line")
 
 
@@ -182,10 +180,6 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(row) != len(pairs):
         raise ValueError("a key occurs twice")
     return row
-
-
-def _typed_bool(value: object) -> object:
-    return {True: "true", False: "false"}[value] if isinstance(value, bool) else value
 
 
 def _json_object(where: str, line: bytes, path: Path) -> dict[str, object]:
@@ -209,29 +203,43 @@ def _json_kind(value: object) -> str:
     return "list" if isinstance(value, list) else "object" if isinstance(value, dict) else "value"
 
 
-def _json_text(where: str, row: dict[str, object], name: str) -> str | None:
+def _json_cell(where: str, row: dict[str, object], name: str, columns: Columns) -> Cell:
     if name not in row:
         raise UserError(f"{where}: no {quote(name)}; it holds {listing(list(row))}")
-    value = _typed_bool(row[name])
+    value, where = row[name], f"{where}, {quote(name)}"
+    if columns.numeric and name != columns.label and isinstance(value, bool):
+        return str(int(value))
+    if columns.task != "multi_label" or name != columns.label:
+        return _json_text(where, value, "text, a number, true or false")
+    if isinstance(value, list):
+        return [_json_text(where, label, "a list of text, or text") for label in value]
+    text = _json_text(where, value, "a list of text, or text")
+    return None if text is None else split_labels(text, columns.separator)
+
+
+def _json_text(where: str, value: object, allowed: str) -> str | None:
+    if isinstance(value, bool):
+        return "true" if value else "false"
     if value is not None and not isinstance(value, str):
-        kind = _json_kind(value)
-        raise UserError(f"{where}, {quote(name)}: found a JSON {kind}; allowed are text, a number, true or false")
+        raise UserError(f"{where}: found a JSON {_json_kind(value)}; allowed are {allowed}")
     try:
         (value or "").encode("utf-8")
     except UnicodeEncodeError:
-        raise UserError(
-            f"{where}, {quote(name)}: half of a surrogate pair (such as \\ud83d alone), which is no text"
-        ) from None
+        raise UserError(f"{where}: half of a surrogate pair (such as \\ud83d alone), which is no text") from None
     return value
 
 
 def check_parquet(path: Path, columns: Sequence[str]) -> None:
     """Read a Parquet file's footer. Raises `UserError` if it is broken, has no rows, or lacks a column."""
-    try:
-        with pq.ParquetFile(path) as file:
-            names, count = file.schema_arrow.names, file.metadata.num_rows
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a readable Parquet file ({quote(str(error), 160)}); write it again") from None
+    names, count = _parquet_footer(path)
     require_columns(str(path), names, columns)
     if not count:
         raise UserError(f"{path}: no rows")
+
+
+def _parquet_footer(path: Path) -> tuple[list[str], int]:
+    try:
+        with pq.ParquetFile(path) as file:
+            return file.schema_arrow.names, file.metadata.num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a readable Parquet file ({quote(str(error), 160)}); write it again") from None

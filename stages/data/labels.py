@@ -1,11 +1,11 @@
-"""The classes: which there are, in which order, whether every row has one; and the stratified cut."""
+"""The labels: which classes there are, in which order, whether every row is right; the validation cut; targets."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -16,35 +16,30 @@ import pyarrow.compute as pc
 
 from stages.config.errors import UserError, quote
 from stages.config.params import DataParams
-from stages.data.files import listing
-from stages.data.sources import BATCH_ROWS, Source
+from stages.data.columns import listing
+from stages.data.numbers import refuse_unusable
+from stages.data.sources import Source
+from stages.data.tables import batches, map_tables
 
 MAX_CLASSES = 1000
 INTEGER = re.compile(r"[+-]?[0-9]+")
 
 
-def batches(dataset: datasets.Dataset, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """`columns` of `dataset`, a few thousand rows at a time."""
-    yield from dataset.select_columns(list(columns)).with_format("arrow").iter(BATCH_ROWS)
-
-
 def check_source(source: Source, data: DataParams) -> list[str]:
-    """Check every row of every split; the class names in id order.
+    """Check every row of every split; the class names in id order, none in regression.
 
     Raises:
-        UserError: an empty cell, an unknown label, a class without rows in train, with its row.
+        UserError: an empty cell, no finite number, an unknown label, a class without rows in train, with its row.
     """
     names = data.label_names or source.class_names
     known_from = "data.label_names" if data.label_names else "the dataset's own classes"
-    counts = _check_rows(source, "train", data, names, known_from)
-    if names is None:
+    counts = _check_rows(source, "train", names, known_from)
+    if data.task == "regression":
+        names = []
+    elif names is None:
         names = _sorted_names(counts)
         known_from = "the classes in train"
-        if len(names) < 2:
-            raise UserError(
-                f"{source.where['train']}: column {quote(data.label_column)} holds the one class {quote(names[0])}; "
-                "classification needs two or more"
-            )
+        _refuse_too_few(names, source, data)
     for name in names:
         if not counts[name]:
             raise UserError(
@@ -53,13 +48,27 @@ def check_source(source: Source, data: DataParams) -> list[str]:
             )
     for split in source.splits:
         if split != "train":
-            _check_rows(source, split, data, names, known_from)
+            _check_rows(source, split, names, known_from)
     return names
+
+
+def _refuse_too_few(names: list[str], source: Source, data: DataParams) -> None:
+    where = f"{source.where['train']}: column {quote(data.label_column)}"
+    if not names:
+        raise UserError(f"{where} holds no label in any row; is it really the column with the labels?")
+    if data.task == "classification" and len(names) < 2:
+        raise UserError(f"{where} holds the one class {quote(names[0])}; classification needs two or more")
 
 
 def is_unlabelled(dataset: datasets.Dataset, label_column: str) -> bool:
     """Whether no row of `dataset` has a label."""
     return dataset.data.column(label_column).null_count == dataset.num_rows
+
+
+def count_labels(labels: pa.ChunkedArray) -> Counter[str]:
+    """How often each label occurs in a column of text, or of lists of text."""
+    flat = pc.list_flatten(labels) if pa.types.is_list(labels.type) else labels
+    return Counter({pair["values"]: pair["counts"] for pair in pc.value_counts(pc.drop_null(flat)).to_pylist()})
 
 
 def _sorted_names(counts: Counter[str]) -> list[str]:
@@ -68,28 +77,36 @@ def _sorted_names(counts: Counter[str]) -> list[str]:
     return sorted(counts)
 
 
-def _check_rows(source: Source, split: str, data: DataParams, names: list[str] | None, known_from: str) -> Counter[str]:
-    dataset, where = source.splits[split], source.where[split]
-    columns = [*data.text_columns, data.label_column]
-    if source.hub and is_unlabelled(dataset, data.label_column):
+def _check_rows(source: Source, split: str, names: list[str] | None, known_from: str) -> Counter[str]:
+    dataset, where, columns = source.splits[split], source.where[split], source.columns
+    checked = columns.names
+    if source.hub and is_unlabelled(dataset, columns.label):
         if split != "test":
             raise UserError(f"{where}: no row has a label (all are -1 or null); only the test split may lack them")
-        columns.remove(data.label_column)
+        checked.remove(columns.label)
     counts: Counter[str] = Counter()
     start = 1
-    for table in batches(dataset, columns):
-        for column in columns:
-            _refuse_empty(table[column], where, column, start)
-        if data.label_column in columns:
-            labels = table[data.label_column]
+    for table in batches(dataset, checked):
+        for column in checked:
+            _check_cells(table[column], where, column, start)
+        if columns.label in checked and columns.task != "regression":
+            labels = table[columns.label]
             if names is not None:
-                _refuse_unknown(labels, names, known_from, where, data.label_column, start)
-            for pair in pc.value_counts(labels).to_pylist():
-                counts[pair["values"]] += pair["counts"]
+                _refuse_unknown(labels, names, known_from, where, columns.label, start)
+            counts += count_labels(labels)
             if names is None and len(counts) > MAX_CLASSES:
-                raise UserError(_too_many(where, data.label_column))
+                raise UserError(_too_many(where, columns.label))
         start += len(table)
     return counts
+
+
+def _check_cells(values: pa.ChunkedArray, where: str, column: str, start: int) -> None:
+    if pa.types.is_floating(values.type):
+        refuse_unusable(values, where, column, start)
+    elif pa.types.is_list(values.type):
+        _refuse_odd_list(values, where, column, start)
+    else:
+        _refuse_empty(values, where, column, start)
 
 
 def _first(mask: pa.ChunkedArray) -> int:
@@ -107,13 +124,29 @@ def _refuse_empty(values: pa.ChunkedArray, where: str, column: str, start: int) 
         )
 
 
+def _refuse_odd_list(values: pa.ChunkedArray, where: str, column: str, start: int) -> None:
+    for row, labels in enumerate(values.to_pylist(), start):
+        if labels is None:
+            problem, advice = "is null", "write an empty cell or list where a row has no label"
+        elif not all(label and label.strip() for label in labels):
+            problem, advice = f"holds {quote(labels)}, with an empty label", "remove it"
+        elif len(set(labels)) < len(labels):
+            problem, advice = f"holds {quote(labels)}, with a label twice", "write it once"
+        else:
+            continue
+        raise UserError(f"{where}: row {row}, column {quote(column)} {problem}; {advice}")
+
+
 def _refuse_unknown(
     labels: pa.ChunkedArray, names: list[str], known_from: str, where: str, column: str, start: int
 ) -> None:
-    row = _first(pc.invert(pc.is_in(labels, value_set=pa.array(names, pa.string()))))
-    if row >= 0:
+    lists = pa.types.is_list(labels.type)
+    flat = pc.list_flatten(labels) if lists else labels
+    at = _first(pc.invert(pc.is_in(flat, value_set=pa.array(names, pa.string()))))
+    if at >= 0:
+        row = pc.list_parent_indices(labels)[at].as_py() if lists else at
         raise UserError(
-            f"{where}: row {start + row}, column {quote(column)} holds {quote(labels[row].as_py())}, "
+            f"{where}: row {start + row}, column {quote(column)} holds {quote(flat[at].as_py())}, "
             f"which is none of {known_from} "
             f"({listing(names)}); correct the row or name the class in data.label_names"
         )
@@ -126,15 +159,30 @@ def _too_many(where: str, column: str) -> str:
     )
 
 
-def class_ids(dataset: datasets.Dataset, column: str, names: list[str]) -> npt.NDArray[np.int32]:
-    """The position in `names` of every row's label, int32 of shape (rows,)."""
+def target_feature(task: str, classes: int) -> datasets.Value | datasets.List:
+    """The type of `labels`: an int64 class id, float32 of length `classes` (0 or 1 each), or a float32."""
+    if task == "multi_label":
+        return datasets.List(datasets.Value("float32"), length=classes)
+    return datasets.Value("float32" if task == "regression" else "int64")
+
+
+def targets(labels: pa.ChunkedArray, task: str, names: list[str]) -> pa.Array:
+    """A label column as what a loss takes, of the type `target_feature` says."""
+    if task == "regression":
+        return pc.cast(labels, pa.float32(), safe=False)
     value_set = pa.array(names, pa.string())
-    ids = [pc.index_in(table[column], value_set=value_set).to_numpy() for table in batches(dataset, [column])]
-    return np.concatenate(ids)
+    if task == "classification":
+        return pc.cast(pc.index_in(labels, value_set=value_set), pa.int64())
+    hot = np.zeros((len(labels), len(names)), np.float32)
+    ids = pc.index_in(pc.list_flatten(labels), value_set=value_set).to_numpy()
+    hot[pc.list_parent_indices(labels).to_numpy(), ids] = 1
+    return pa.FixedSizeListArray.from_arrays(pa.array(hot.ravel()), len(names))
 
 
 def cut_validation(source: Source, data: DataParams, names: list[str], cache: Path) -> Source:
-    """`source` with `data.validation_size` of train as its validation split, stratified; rows keep their order.
+    """`source` with `data.validation_size` of train as its validation split; rows keep their order.
+
+    Classification cuts each class, other tasks the shuffled rows.
 
     Raises:
         UserError: if there are too few rows to give every class its share of both.
@@ -142,27 +190,50 @@ def cut_validation(source: Source, data: DataParams, names: list[str], cache: Pa
     from sklearn.model_selection import train_test_split
 
     train, where = source.splits["train"], source.where["train"]
-    ids = class_ids(train, data.label_column, names)
     advice = "add a validation file (or more rows), or change data.validation_size"
     problem = f"{where}: no validation split, and {data.validation_size} of train cannot be cut off for one"
-    counts = np.bincount(ids, minlength=len(names))
-    rarest = int(counts.argmin())
-    if counts[rarest] < 2:
-        raise UserError(f"{problem}: class {quote(names[rarest])} has one row, and each part needs one; {advice}")
     cut = math.ceil(train.num_rows * data.validation_size)
-    if min(cut, train.num_rows - cut) < len(names):
-        raise UserError(
-            f"{problem}: {train.num_rows} rows would become {train.num_rows - cut} and {cut}, "
-            f"too few for {len(names)} classes; {advice}"
-        )
+    if cut == train.num_rows:
+        raise UserError(f"{problem}: none of the {train.num_rows} rows would be left in train; {advice}")
+    ids = None
+    if data.task == "classification":
+        ids = _class_ids(train, data.label_column, names)
+        counts = np.bincount(ids, minlength=len(names))
+        rarest = int(counts.argmin())
+        if counts[rarest] < 2:
+            raise UserError(f"{problem}: class {quote(names[rarest])} has one row, and each part needs one; {advice}")
+        if min(cut, train.num_rows - cut) < len(names):
+            raise UserError(
+                f"{problem}: {train.num_rows} rows would become {train.num_rows - cut} and {cut}, "
+                f"too few for {len(names)} classes; {advice}"
+            )
     parts = train_test_split(
         np.arange(train.num_rows), test_size=data.validation_size, stratify=ids, random_state=data.seed
     )
-    if np.bincount(ids[parts[0]], minlength=len(names)).min() == 0:
-        raise UserError(f"{problem}: a class would be left without rows in train; {advice}")
-    splits = {}
-    for split, rows in zip(("train", "validation"), parts, strict=True):
-        splits[split] = train.select(
-            np.sort(rows), indices_cache_file_name=str(cache / f"cut-{split}.arrow"), new_fingerprint=split
-        )
-    return Source({**source.splits, **splits}, {**source.where, "validation": where}, source.class_names, source.hub)
+    chosen = np.zeros(train.num_rows, bool)
+    chosen[parts[1]] = True
+    splits = {
+        split: _part(train, chosen if split == "validation" else ~chosen, cache / f"cut-{split}.arrow")
+        for split in ("train", "validation")
+    }
+    left: Counter[str] = Counter()
+    for table in batches(splits["train"], [data.label_column]) if names else ():
+        left += count_labels(table[data.label_column])
+    for name in names:
+        if not left[name]:
+            raise UserError(f"{problem}: class {quote(name)} would be left without rows in train; {advice}")
+    return replace(source, splits={**source.splits, **splits}, where={**source.where, "validation": where})
+
+
+def _part(dataset: datasets.Dataset, chosen: npt.NDArray[np.bool_], cache: Path) -> datasets.Dataset:
+    # Copied: rows picked one by one from a larger table are slow to read, again and again.
+    def pick(table: pa.Table, position: int) -> pa.Table:
+        return table.filter(pa.array(chosen[position : position + len(table)]))
+
+    return map_tables(dataset, pick, dataset.features, cache, "cutting")
+
+
+def _class_ids(dataset: datasets.Dataset, column: str, names: list[str]) -> npt.NDArray[np.int32]:
+    value_set = pa.array(names, pa.string())
+    ids = [pc.index_in(table[column], value_set=value_set).to_numpy() for table in batches(dataset, [column])]
+    return np.concatenate(ids)

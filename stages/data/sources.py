@@ -1,9 +1,9 @@
-"""Where the rows come from: files or the Hub, read with `datasets`; every split ends as columns of text."""
+"""Where the rows come from: files or the Hub, read with `datasets`; every split ends as columns of known types."""
 
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,16 +14,20 @@ import pyarrow.compute as pc
 from stages.config.errors import UserError, quote
 from stages.config.params import DataParams
 from stages.data import files
-from stages.data.files import listing
+from stages.data.columns import Columns, choose, listing, require_columns, split_labels
+from stages.data.numbers import is_number_type, to_float64
+from stages.data.tables import batch_rows, map_tables
 
-BATCH_ROWS = 10_000
 # What a Parquet or label column may hold: these have one obvious text.
 SCALARS = ("string", "large_string", "string_view", "int", "uint", "float", "bool", "decimal", "null")
+LISTS = (datasets.List, datasets.LargeList)
+Reader = Callable[[pa.ChunkedArray, int], pa.ChunkedArray]
+"""A column's cells as they come, and the number of the first row, to what `Columns.features` says."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """The splits as read: per split the text columns and the label column, all `string`.
+    """The splits as read: per split the columns in `columns`, of the types in `columns.features`.
 
     `where` names each split in error messages. A label is null in every row of an unlabelled Hub split.
     `class_names` is the Hub's (or Parquet's) own order of classes, None where it declares none.
@@ -31,6 +35,7 @@ class Source:
 
     splits: dict[str, datasets.Dataset]
     where: dict[str, str]
+    columns: Columns
     class_names: list[str] | None
     hub: bool
 
@@ -44,58 +49,55 @@ def load_source(data: DataParams, cache: Path) -> Source:
     return _load_hub(data, cache) if data.dataset is not None else _load_files(data, cache)
 
 
-def _strings(columns: Sequence[str]) -> datasets.Features:
-    return datasets.Features({column: datasets.Value("string") for column in columns})
-
-
-def _columns(data: DataParams) -> list[str]:
-    return [*data.text_columns, data.label_column]
-
-
 def _load_files(data: DataParams, cache: Path) -> Source:
     found = files.find_files(Path(data.path).expanduser())
     splits: dict[str, datasets.Dataset] = {}
     class_names: list[str] | None = None
-    for split, path in found.items():
+    columns: Columns | None = None
+    for split, path in sorted(found.items(), key=lambda item: item[0] != "train"):
         try:
-            dataset = _load_file(path, _columns(data), cache / f"read-{split}")
+            columns = columns or choose(data, files.header(path), str(path))
+            dataset = _load_file(path, columns, cache / f"read-{split}")
         except OSError as error:
             raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
         names = _class_names(dataset, data.label_column)
         class_names = names if split == "train" else class_names
-        splits[split] = _as_text(dataset, data, str(path), cache / f"text-{split}.arrow", hub=False)
-    return Source(splits, {split: str(path) for split, path in found.items()}, class_names, hub=False)
+        splits[split] = _as_typed(dataset, columns, str(path), cache / f"typed-{split}.arrow", hub=False)
+    assert columns is not None
+    return Source(splits, {split: str(path) for split, path in found.items()}, columns, class_names, hub=False)
 
 
-def _load_file(path: Path, columns: list[str], cache: Path) -> datasets.Dataset:
+def _load_file(path: Path, columns: Columns, cache: Path) -> datasets.Dataset:
     # datasets caches what it read by path and mtime; a private cache folder makes content alone decide.
     suffix = path.suffix.lower()
     data_files = {"train": [glob.escape(str(path.absolute()))]}
+    text = datasets.Value("string")
     expected: int | None = None
     try:
         if suffix in files.JSON_LINES:
+            label = columns.features[columns.label] if columns.task == "multi_label" else text
             return datasets.Dataset.from_generator(
                 files.json_rows,
-                features=_strings(columns),
-                # A tuple: datasets takes a list for shards to divide among readers.
-                gen_kwargs={"path": str(path), "columns": tuple(columns)},
+                features=datasets.Features({**dict.fromkeys(columns.inputs, text), columns.label: label}),
+                gen_kwargs={"path": str(path), "columns": columns},
                 cache_dir=str(cache),
                 fingerprint="0" * 16,
             )
         if suffix == files.PARQUET:
-            files.check_parquet(path, columns)
+            files.check_parquet(path, columns.names)
             return datasets.load_dataset(
-                "parquet", data_files=data_files, split="train", columns=columns, cache_dir=str(cache)
+                "parquet", data_files=data_files, split="train", columns=columns.names, cache_dir=str(cache)
             )
-        expected = files.check_delimited(path, columns)
+        expected = files.check_delimited(path, columns.names)
         dataset = datasets.load_dataset(
             "csv",
             data_files=data_files,
             split="train",
             cache_dir=str(cache),
             sep=files.DELIMITERS[suffix],
-            usecols=columns,
-            features=_strings(columns),
+            usecols=columns.names,
+            features=datasets.Features(dict.fromkeys(columns.names, text)),
+            chunksize=batch_rows(len(columns.names)),
             # 'NA', 'null' and '1.0' are text like any other.
             keep_default_na=False,
             na_filter=False,
@@ -119,6 +121,9 @@ def _load_hub(data: DataParams, cache: Path) -> Source:
         loaded = datasets.load_dataset(data.dataset, data.config, revision=data.revision)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise UserError(f"Hub dataset {quote(name)}: {_hub_reason(error)}") from None
+    if "train" not in loaded:
+        raise UserError(f"Hub dataset {quote(name)}: no train split; it has {listing([str(key) for key in loaded])}")
+    columns = choose(data, loaded["train"].column_names, f"Hub dataset {quote(name)}, split train")
     splits: dict[str, datasets.Dataset] = {}
     where: dict[str, str] = {}
     for hub_split, dataset in loaded.items():
@@ -128,10 +133,8 @@ def _load_hub(data: DataParams, cache: Path) -> Source:
         if split in splits:
             raise UserError(f"{where[split]}: {hub_split} is a {split} split as well; use a copy that has one of them")
         where[split] = f"Hub dataset {quote(name)}, split {hub_split}"
-        splits[split] = _load_hub_split(dataset, data, where[split], cache / f"text-{split}.arrow")
-    if "train" not in splits:
-        raise UserError(f"Hub dataset {quote(name)}: no train split; it has {listing([str(key) for key in loaded])}")
-    return Source(splits, where, _class_names(loaded["train"], data.label_column), hub=True)
+        splits[split] = _load_hub_split(dataset, columns, where[split], cache / f"typed-{split}.arrow")
+    return Source(splits, where, columns, _class_names(loaded["train"], data.label_column), hub=True)
 
 
 def _hub_reason(error: BaseException) -> str:
@@ -143,15 +146,15 @@ def _hub_reason(error: BaseException) -> str:
     return f"cannot be loaded ({text[:300]}); check data.config and data.revision, or use local files in data.path"
 
 
-def _load_hub_split(dataset: datasets.Dataset, data: DataParams, where: str, cache: Path) -> datasets.Dataset:
-    files.require_columns(where, dataset.column_names, _columns(data))
+def _load_hub_split(dataset: datasets.Dataset, columns: Columns, where: str, cache: Path) -> datasets.Dataset:
+    require_columns(where, dataset.column_names, columns.names)
     if not dataset.num_rows:
         raise UserError(f"{where}: no rows")
-    for column in data.text_columns:
+    for column in () if columns.numeric else columns.inputs:
         feature = dataset.features[column]
         if not isinstance(feature, datasets.Value) or "string" not in feature.dtype:
             raise UserError(f"{where}: column {quote(column)} is {_kind(feature)}; data.text_columns must hold text")
-    return _as_text(dataset, data, where, cache, hub=True)
+    return _as_typed(dataset, columns, where, cache, hub=True)
 
 
 def _kind(feature: object) -> str:
@@ -160,60 +163,84 @@ def _kind(feature: object) -> str:
 
 def _class_names(dataset: datasets.Dataset, column: str) -> list[str] | None:
     feature = dataset.features[column]
+    feature = feature.feature if isinstance(feature, LISTS) else feature
     return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
 
 
-def _as_text(dataset: datasets.Dataset, data: DataParams, where: str, cache: Path, *, hub: bool) -> datasets.Dataset:
-    """`dataset` with the wanted columns alone, all of them `string`; class ids become names."""
-    columns = _columns(data)
-    dataset = dataset.select_columns(columns)
-    if dataset.features == _strings(columns):
+def _as_typed(dataset: datasets.Dataset, columns: Columns, where: str, cache: Path, *, hub: bool) -> datasets.Dataset:
+    """`dataset` with the wanted columns alone, of the types in `columns.features`; class ids become names."""
+    dataset = dataset.select_columns(columns.names)
+    features = dataset.features  # a deep copy, each time
+    # A number may stand for a label that is kept secret: see `_label_reader`.
+    if features == columns.features and columns.task != "regression":
         return dataset
-    for column in data.text_columns:
-        _require_scalar(dataset.features[column], where, column)
-    labels = _label_reader(dataset, data.label_column, where, hub=hub)
+    reader_of = _number_reader if columns.numeric else _text_reader
+    readers = {column: reader_of(features[column], column, where) for column in columns.inputs}
+    readers[columns.label] = _label_reader(dataset, columns, where, hub=hub)
 
-    def as_text(table: pa.Table) -> pa.Table:
-        texts = {column: pc.cast(table[column], pa.string()) for column in data.text_columns}
-        return pa.table({**texts, data.label_column: labels(table[data.label_column])})
+    def as_typed(table: pa.Table, position: int) -> pa.Table:
+        return pa.table({column: read(table[column], position + 1) for column, read in readers.items()})
 
-    return (
-        dataset.with_format("arrow")
-        .map(
-            as_text,
-            batched=True,
-            batch_size=BATCH_ROWS,
-            features=_strings(columns),
-            cache_file_name=str(cache),
-            load_from_cache_file=False,
-            new_fingerprint="0" * 16,
-            desc=f"reading {where}",
-        )
-        .with_format(None)
-    )
+    return map_tables(dataset, as_typed, columns.features, cache, f"reading {where}")
 
 
-def _require_scalar(feature: object, where: str, column: str) -> None:
+def _text_reader(feature: object, column: str, where: str, also: str = "") -> Reader:
     if not isinstance(feature, datasets.Value) or not feature.dtype.startswith(SCALARS):
         raise UserError(
-            f"{where}: column {quote(column)} is {_kind(feature)}; allowed are text, numbers and true or false"
+            f"{where}: column {quote(column)} is {_kind(feature)}; allowed are text, numbers and true or false{also}"
         )
+    return lambda values, _: pc.cast(values, pa.string())
 
 
-def _label_reader(
-    dataset: datasets.Dataset, column: str, where: str, *, hub: bool
-) -> Callable[[pa.ChunkedArray], pa.ChunkedArray]:
+def _number_reader(feature: object, column: str, where: str) -> Reader:
+    if not isinstance(feature, datasets.Value) or not is_number_type(feature.pa_type):
+        raise UserError(
+            f"{where}: column {quote(column)} is {_kind(feature)}; allowed are numbers, and text that is one"
+        )
+    return lambda values, start: to_float64(values, where, column, start)
+
+
+def _label_reader(dataset: datasets.Dataset, columns: Columns, where: str, *, hub: bool) -> Reader:
+    column = columns.label
     feature = dataset.features[column]
-    if isinstance(feature, datasets.ClassLabel):
+    if columns.task == "multi_label":
+        return _labels_reader(feature, columns, where)
+    if columns.task == "classification" and isinstance(feature, datasets.ClassLabel):
         names = pa.array(feature.names, pa.string())
 
-        def name_of(ids: pa.ChunkedArray) -> pa.ChunkedArray:
+        def name_of(ids: pa.ChunkedArray, _: int) -> pa.ChunkedArray:
             known = pc.and_(pc.greater_equal(ids, 0), pc.less(ids, len(names)))
             return pc.take(names, pc.if_else(known, ids, None))
 
         return name_of
-    _require_scalar(feature, where, column)
+    if columns.task == "regression" and getattr(feature, "dtype", None) == "bool":
+        raise UserError(f"{where}: column {quote(column)} holds true and false; a regression predicts numbers")
+    reader = (_number_reader if columns.task == "regression" else _text_reader)(feature, column, where)
     # The Hub's convention for a test split whose labels are kept secret. A lone -1 may be a class of its own.
-    if hub and "int" in feature.dtype and pc.all(pc.equal(dataset.data.column(column), -1)).as_py():
-        return lambda ids: pa.chunked_array([pa.nulls(len(ids), pa.string())])
-    return lambda values: pc.cast(values, pa.string())
+    secret = ("int", "float") if columns.task == "regression" else ("int",)
+    if hub and feature.dtype.startswith(secret) and pc.all(pc.equal(dataset.data.column(column), -1)).as_py():
+        return lambda values, _: pa.chunked_array([pa.nulls(len(values), columns.features[column].pa_type)])
+    return reader
+
+
+def _labels_reader(feature: object, columns: Columns, where: str) -> Reader:
+    column, lists = columns.label, pa.list_(pa.string())
+    if isinstance(feature, LISTS) and isinstance(feature.feature, datasets.ClassLabel):
+        name_of = dict(enumerate(feature.feature.names))
+
+        def names(values: pa.ChunkedArray, _: int) -> pa.ChunkedArray:
+            rows = [row and [name_of.get(label) for label in row] for row in values.to_pylist()]
+            return pa.chunked_array([pa.array(rows, lists)])
+
+        return names
+    if isinstance(feature, LISTS):
+        _text_reader(feature.feature, column, where)
+        return lambda values, _: pc.cast(values, lists)
+    text_of = _text_reader(feature, column, where, ", and lists of them")
+
+    def split(values: pa.ChunkedArray, start: int) -> pa.ChunkedArray:
+        cells = text_of(values, start).to_pylist()
+        rows = [None if cell is None else split_labels(cell, columns.separator) for cell in cells]
+        return pa.chunked_array([pa.array(rows, lists)])
+
+    return split

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from itertools import combinations
 from typing import Any
@@ -11,8 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
-from stages.data.labels import batches
+from stages.data.columns import Columns
+from stages.data.labels import count_labels
+from stages.data.numbers import Moments, column_matrix
 from stages.data.store import lengths
+from stages.data.tables import batches
 
 PERCENTILES = (50, 90, 99)
 
@@ -24,20 +28,31 @@ def length_summary(tokens: npt.NDArray[np.int32]) -> dict[str, int]:
 
 
 def split_summary(
-    inputs: datasets.Dataset, raw: datasets.Dataset, label_column: str, names: list[str], truncated: int
+    inputs: datasets.Dataset, raw: datasets.Dataset, columns: Columns, names: list[str], truncated: int | None
 ) -> dict[str, Any]:
-    """One split's entry; `labels` is empty for an unlabelled split."""
-    counts = dict.fromkeys(names, 0) if "labels" in inputs.column_names else {}
-    for table in batches(raw, [label_column]):
-        for pair in pc.value_counts(table[label_column]).to_pylist():
-            if pair["values"] is not None:
-                counts[pair["values"]] += pair["counts"]
-    return {
-        "rows": inputs.num_rows,
-        "labels": counts,
-        "length": length_summary(lengths(inputs)),
-        "truncated": truncated,
-    }
+    """One split's entry; `labels` is empty for an unlabelled split, `truncated` None for features."""
+    labels: dict[str, Any] = {}
+    if "labels" in inputs.column_names:
+        labels = _label_moments(raw, columns) if columns.task == "regression" else _label_counts(raw, columns, names)
+    summary = {"rows": inputs.num_rows, "labels": labels}
+    return (
+        summary if truncated is None else summary | {"length": length_summary(lengths(inputs)), "truncated": truncated}
+    )
+
+
+def _label_counts(raw: datasets.Dataset, columns: Columns, names: list[str]) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for table in batches(raw, [columns.label]):
+        counts += count_labels(table[columns.label])
+    return {name: counts[name] for name in names}
+
+
+def _label_moments(raw: datasets.Dataset, columns: Columns) -> dict[str, float]:
+    moments = Moments(1)
+    for table in batches(raw, [columns.label]):
+        moments.add(column_matrix(table))
+    found = {"mean": moments.mean, "std": moments.std, "min": moments.low, "max": moments.high}
+    return {name: round(float(value[0]), 6) for name, value in found.items()}
 
 
 def count_true(dataset: datasets.Dataset, column: str) -> int:

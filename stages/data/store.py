@@ -1,8 +1,9 @@
 """What `tokenize` leaves for the stages after it, and how they read it: `data/tokenized/`.
 
     train/ validation/ test/     the model's inputs, and `labels` unless the split has none
-    raw/<split>/                 row for row: `row`, `key`, the text columns, the label column as text
-    tokenizer/  task.json
+    raw/<split>/                 row for row: `row`, `key`, the text or feature columns, the label column
+    task.json
+    tokenizer/ or features.json  what made the inputs from them
 
 `datasets.load_from_disk("data/tokenized")` reads the first line, `…/raw` the second.
 """
@@ -25,19 +26,24 @@ if TYPE_CHECKING:
 
 TOKENIZED = Path("data/tokenized")
 SPLITS = ("train", "validation", "test")
+FEATURES = "features"
 LENGTH_BATCH_ROWS = 100_000
 
 
 @dataclass(frozen=True)
 class Task:
-    """`task.json`: what is predicted (`label_names` in id order) from what (`model_inputs`: columns of a split)."""
+    """`task.json`: what is predicted (`label_names` in id order, none in regression) from what.
+
+    `model_inputs` are the columns of a split that a model takes: those of the tokenizer, or FEATURES alone, the
+    standardised `feature_columns`. Of `text_columns` and `feature_columns` one is empty.
+    """
 
     task: str
     label_names: tuple[str, ...]
     text_columns: tuple[str, ...]
+    feature_columns: tuple[str, ...]
     label_column: str
     model_inputs: tuple[str, ...]
-    problem_type: str
 
 
 def save_task(folder: Path, task: Task) -> None:
@@ -64,7 +70,10 @@ def has_split(folder: Path, split: str) -> bool:
 
 
 def load_split(folder: Path, split: str) -> datasets.Dataset:
-    """The model's inputs (lists of int) and `labels` (int64, absent if unlabelled), memory-mapped.
+    """The model's inputs and `labels` (absent if unlabelled), memory-mapped.
+
+    Inputs are lists of int, or FEATURES, float32 lists of fixed length. `labels` are int64 class ids; in multi_label
+    float32 lists of fixed length, 0 or 1 for each class; in regression float32.
 
     Raises:
         UserError: if tokenize has not run, or wrote no such split.
@@ -75,7 +84,8 @@ def load_split(folder: Path, split: str) -> datasets.Dataset:
 
 
 def load_raw(folder: Path, split: str) -> datasets.Dataset:
-    """`row` (int64), `key` (16 hex digits), the text columns and the label column (string or null), memory-mapped.
+    """`row` (int64), `key` (16 hex digits), the text columns (string) or feature columns (float64), and the label
+    column (string, list of string or float64; null where unlabelled), memory-mapped.
 
     Raises:
         UserError: if tokenize has not run, or wrote no such split.
@@ -83,18 +93,24 @@ def load_raw(folder: Path, split: str) -> datasets.Dataset:
     return load_split(folder / "raw", split)
 
 
-def load_tokenizer(folder: Path = TOKENIZED) -> PreTrainedTokenizerBase:
-    """The fast tokenizer that made the inputs. Raises `UserError` if tokenize has not run."""
+def load_tokenizer(folder: Path = TOKENIZED) -> PreTrainedTokenizerBase | None:
+    """The fast tokenizer that made the inputs, None where they are features. Raises `UserError` if tokenize has not
+    run.
+    """
+    if load_task(folder).feature_columns:
+        return None
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(str(_existing(folder / "tokenizer")), trust_remote_code=False)
 
 
 def lengths(dataset: datasets.Dataset) -> npt.NDArray[np.int32]:
-    """Tokens per row, int32 of shape (rows,), from the Arrow offsets: no list is materialised."""
+    """Tokens per row, int32 of shape (rows,), from the Arrow offsets: no list is materialised. Features count as 1."""
     import numpy as np
     import pyarrow.compute as pc
 
+    if FEATURES in dataset.column_names:
+        return np.ones(dataset.num_rows, np.int32)
     tables = dataset.select_columns(["input_ids"]).with_format("arrow").iter(LENGTH_BATCH_ROWS)
     parts = [pc.list_value_length(table["input_ids"]).to_numpy() for table in tables]
     return np.concatenate(parts) if parts else np.zeros(0, np.int32)
