@@ -1,39 +1,47 @@
-"""Models in memory and on disk: from a pretrained folder, from a trained one, and to an ordinary HF folder."""
+"""Models in memory and on disk: from a pretrained folder or a factory, from a trained one, and to a folder."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
-from torch import nn
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from stages.config.errors import UserError, quote
-from stages.config.params import ModelParams
-from stages.data.store import Task
+from stages.config.imports import import_object
+from stages.config.params import FACTORY, ModelParams
+from stages.modeling.head import Head
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
+# A factory model's folder: what rebuilds it, beside its model.safetensors.
+REBUILD = "model.json"
 
-def build_model(params: ModelParams, folder: Path, task: Task, seed: int) -> PreTrainedModel:
-    """The pretrained model in `folder` with a new head for `task`, initialised from `seed`, fp32, on the CPU.
+
+def build_model(params: ModelParams, folder: Path | None, head: Head, seed: int) -> nn.Module:
+    """The model to train, fp32, on the CPU: the pretrained one in `folder` with a new `head`, or what the factory
+    makes where `folder` is None. Whatever is new is initialised from `seed`.
 
     Raises:
-        UserError: a keyword the model's config does not know, or a folder that transformers cannot load.
+        UserError: a keyword that the model's config or the factory does not take, or a folder that transformers
+            cannot load.
     """
+    torch.manual_seed(seed)
+    if folder is None:
+        return _call_factory(params)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         for key in params.kwargs:
             if not hasattr(config, key):
                 raise UserError(f"model.kwargs: {quote(key)} is no setting of {type(config).__name__}")
-        config.update(params.kwargs)
-        config.id2label = dict(enumerate(task.label_names))
-        config.label2id = {name: i for i, name in enumerate(task.label_names)}
-        config.problem_type = task.problem_type
-        torch.manual_seed(seed)
+        config.update(params.kwargs | head.config)
         return AutoModelForSequenceClassification.from_pretrained(
             folder, config=config, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
         )
@@ -42,21 +50,61 @@ def build_model(params: ModelParams, folder: Path, task: Task, seed: int) -> Pre
         raise UserError(f"model.source {quote(params.source)} cannot be loaded: {reason}") from None
 
 
-def save_model(model: nn.Module, folder: Path) -> None:
-    """Write config.json and model.safetensors; `from_pretrained` reads them, tied weights included."""
-    assert isinstance(model, PreTrainedModel)
-    model.config._name_or_path = ""  # a path of this machine has no place in an out
-    model.save_pretrained(folder)
+def _call_factory(params: ModelParams) -> nn.Module:
+    factory = import_object(params.source.removeprefix(FACTORY), "model.source")
+    try:
+        model = factory(**params.kwargs)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"model.source {quote(params.source)} with {quote(params.kwargs)}: {error}") from None
+    if not isinstance(model, nn.Module):
+        raise UserError(f"model.source {quote(params.source)} gives {type(model).__name__}; it should give a nn.Module")
+    return model
+
+
+def save_model(model: nn.Module, folder: Path, params: ModelParams) -> None:
+    """Write a folder that `from_pretrained` reads; of a factory model model.safetensors and model.json, which
+    `load_model` reads. Tied weights are written once."""
+    if isinstance(model, PreTrainedModel) and not params.source.startswith(FACTORY):
+        model.config._name_or_path = ""  # a path of this machine has no place in an out
+        model.save_pretrained(folder)
+    else:
+        save_file(_untied(model), folder / "model.safetensors")
+        rebuild = {"source": params.source, "kwargs": params.kwargs}
+        (folder / REBUILD).write_text(json.dumps(rebuild, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     for path in folder.iterdir():
         path.chmod(0o644)
 
 
-def load_model(folder: Path, device: torch.device) -> PreTrainedModel:
-    """A model that `save_model` wrote, in eval mode on `device`. Raises UserError if it is not there."""
+def _untied(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of the weights and buffers on the CPU; what is tied, under its first name alone."""
+    seen: set[tuple[object, ...]] = set()
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        memory = (tensor.data_ptr() or name, tensor.dtype, tensor.shape, tensor.stride())
+        if memory not in seen:
+            seen.add(memory)
+            weights[name] = tensor.detach().to("cpu", copy=True).contiguous()
+    return weights
+
+
+def load_model(folder: Path, device: torch.device) -> nn.Module:
+    """A model that `save_model` wrote, in eval mode on `device`.
+
+    Raises:
+        UserError: it is not there, or a factory model's code is another than the one that wrote it.
+    """
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
-        )
-    except (OSError, ValueError) as error:
+        if (folder / REBUILD).exists():
+            rebuild = json.loads((folder / REBUILD).read_text(encoding="utf-8"))
+            model = _call_factory(ModelParams(**rebuild, revision=None))
+            weights = load_file(folder / "model.safetensors")
+            if weights.keys() != _untied(model).keys():
+                raise UserError(f"{folder}: its weights are those of another model than {rebuild['source']} makes now")
+            model.load_state_dict(weights, strict=False)  # what is tied is loaded under its first name
+        else:
+            model = AutoModelForSequenceClassification.from_pretrained(
+                folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder}: {str(error).splitlines()[0]}; run: dvc repro train") from None
     return model.to(device).eval()

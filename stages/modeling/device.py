@@ -9,15 +9,22 @@ import torch
 from stages.config.errors import UserError, quote
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str, local_rank: int | None = None) -> torch.device:
     """The device `train.device` names; `auto` is CUDA, else MPS, else the CPU.
+
+    Args:
+        local_rank: of several processes on this machine, this one's number; each takes the CUDA device of its number.
 
     Raises:
         UserError: no such device here.
     """
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":
-        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+        name = "cuda" if cuda else "mps" if mps else "cpu"
+    if local_rank is not None and name != "cpu":
+        if name != "cuda":
+            raise UserError(f"train.device is {quote(name)}, but several processes train; write auto, cpu or cuda")
+        name = f"cuda:{local_rank}"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -30,10 +37,11 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def set_determinism(deterministic: bool) -> None:
-    """Deterministic algorithms, and plain fp32 matrix products where `deterministic`; TF32 otherwise."""
+def set_arithmetic(deterministic: bool, tf32: bool) -> None:
+    """Deterministic algorithms or not, and TensorFloat-32 or plain fp32 in matrix products and convolutions."""
     # cuBLAS reads this when it is first used; without it deterministic mode refuses to run.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = False
-    torch.set_float32_matmul_precision("highest" if deterministic else "high")
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32

@@ -1,0 +1,58 @@
+"""One way to call any model: a batch in, logits out."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from stages.config.errors import UserError
+
+Batch = dict[str, Tensor]
+"""What the model takes, by column, `labels` excluded."""
+
+
+class Forward:
+    """Calls `module` (by default `model` itself) as `model.forward` wants it.
+
+    Columns that `forward` names are given by name; those it does not take are left out. If it names none, the first
+    column (`features`, `input_ids`) is given by position.
+    """
+
+    def __init__(self, model: nn.Module, module: nn.Module | None = None) -> None:
+        self._module = model if module is None else module
+        parameters = inspect.signature(model.forward).parameters.values()
+        self._names = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD}
+        self._takes_all = len(self._names) < len(parameters)
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Logits of shape (rows, outputs), in the model's own precision.
+
+        Raises:
+            UserError: the model returns no logits.
+        """
+        named = {name: tensor for name, tensor in batch.items() if self._takes_all or name in self._names}
+        output = self._module(**named) if named else self._module(next(iter(batch.values())))
+        logits = _logits(output)
+        return logits.unsqueeze(1) if logits.ndim == 1 else logits
+
+
+def compiled(module: nn.Module) -> nn.Module:
+    """`module` through torch.compile, with symbolic sizes: the code must not depend on which batch came first."""
+    return cast(nn.Module, torch.compile(module, dynamic=True))
+
+
+def _logits(output: Any) -> Tensor:
+    """Of a tensor, a mapping with `logits` (or a single tensor), or an object that has them, such as HF's outputs."""
+    found = output
+    if isinstance(output, Mapping):
+        found = output["logits"] if "logits" in output else next(iter(output.values())) if len(output) == 1 else None
+    elif not isinstance(output, torch.Tensor):
+        found = getattr(output, "logits", None)
+    if isinstance(found, torch.Tensor):
+        return found
+    what = f"a mapping of {', '.join(map(str, output))}" if isinstance(output, Mapping) else type(output).__name__
+    raise UserError(f"model.source: forward returns {what}; it should return a tensor, or a dict or object with logits")
