@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from stages.run.checkpoint import DamagedError
@@ -14,21 +16,26 @@ Position = dict[str, int]
 
 
 class History:
-    """A tab-separated table with a header. Numbers are written so that they read back as the same number."""
+    """A tab-separated table with a header of `columns`, or those of the first row. Numbers are written so that they
+    read back as the same number."""
 
-    def __init__(self, path: Path, columns: list[str]) -> None:
+    def __init__(self, path: Path, columns: Sequence[str] = ()) -> None:
         self.path = path
         self._columns = columns
-        self._header = ("\t".join(columns) + "\n").encode()
         self._bytes = self._crc32 = 0
 
-    def at(self, path: Path) -> History:
-        """The same table in another place, at its beginning."""
-        return History(path, self._columns)
-
     def append(self, **values: float | int) -> None:
-        """Add a row; `values` are exactly the columns."""
-        self._write(("\t".join(repr(values[column]) for column in self._columns) + "\n").encode())
+        """Add a row; the same columns as in the row before, in the same order."""
+        if not self._bytes:
+            self._write("\t".join(values))
+        self._write("\t".join(map(repr, values.values())))
+
+    def rows(self) -> list[dict[str, float]]:
+        """The table, read back."""
+        with self.path.open(encoding="utf-8", newline="") as lines:
+            return [
+                {name: float(value) for name, value in row.items()} for row in csv.DictReader(lines, delimiter="\t")
+            ]
 
     def position(self) -> Position:
         return {"bytes": self._bytes, "crc32": self._crc32}
@@ -48,17 +55,19 @@ class History:
             raise DamagedError(f"{self.path}: its first {position['bytes']} bytes are not those the checkpoint saw")
 
     def restore(self, position: Position | None) -> None:
-        """Cut the file back to `position`, or start it anew with its header if None."""
+        """Cut the file back to `position`, or start it anew if None."""
         if position is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.write_bytes(b"")
             self._bytes = self._crc32 = 0
-            self._write(self._header)
+            if self._columns:
+                self._write("\t".join(self._columns))
         else:
             os.truncate(self.path, position["bytes"])
             self._bytes, self._crc32 = position["bytes"], position["crc32"]
 
-    def _write(self, content: bytes) -> None:
+    def _write(self, line: str) -> None:
+        content = (line + "\n").encode()
         with self.path.open("ab") as file:
             file.write(content)
         self._bytes += len(content)

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
+
+from stages.training.callbacks import Callback
+
+if TYPE_CHECKING:
+    from stages.training.state import TrainState
 
 
 def bar_options(description: str, unit: str) -> dict[str, Any]:
@@ -12,33 +19,39 @@ def bar_options(description: str, unit: str) -> dict[str, Any]:
     return {"desc": description, "unit": unit, "leave": False, "disable": not sys.stderr.isatty()}
 
 
-class StepProgress:
+class ProgressBar(Callback):
     """The training loop's progress: running loss, learning rate, samples/s and time left."""
 
     LINE_SECONDS = 10.0
 
-    def __init__(self, step: int, total: int) -> None:
-        from tqdm.auto import tqdm
+    def __init__(self, total_steps: int) -> None:
+        self._total = total_steps
 
+    def on_train_begin(self, state: TrainState) -> None:
         self._bar = tqdm(
-            initial=step, total=total, unit="step", dynamic_ncols=True, desc="training", disable=not sys.stderr.isatty()
+            initial=state.progress.step,
+            total=self._total,
+            unit="step",
+            dynamic_ncols=True,
+            desc="training",
+            disable=not sys.stderr.isatty(),
         )
         self._begin = self._said = time.monotonic()
-        self._first, self._total, self._rows = step, total, 0
+        self._first_step, self._first_row = state.progress.step, state.progress.rows
 
-    def update(self, step: int, rows: int, loss: float, learning_rate: float) -> None:
-        """Tell that `step` is done; `rows`: its size, `loss`: the running mean."""
-        self._rows += rows
-        now = time.monotonic()
-        speed = self._rows / max(now - self._begin, 1e-9)
-        figures = {"loss": f"{loss:.4f}", "lr": f"{learning_rate:.2e}", "samples/s": f"{speed:.1f}"}
+    def on_step_end(self, state: TrainState) -> None:
+        progress, now = state.progress, time.monotonic()
+        speed = (progress.rows - self._first_row) / max(now - self._begin, 1e-9)
+        learning_rate = state.optimizer.param_groups[0]["lr"]
+        figures = {"loss": f"{progress.mean_loss:.4f}", "lr": f"{learning_rate:.2e}", "samples/s": f"{speed:.1f}"}
         self._bar.set_postfix(figures, refresh=False)
         self._bar.update(1)
-        if self._bar.disable and (now - self._said >= self.LINE_SECONDS or step == self._total):
-            left = (now - self._begin) / (step - self._first) * (self._total - step)
+        step, total = progress.step, self._total
+        if self._bar.disable and (now - self._said >= self.LINE_SECONDS or step == total):
+            left = (now - self._begin) / (step - self._first_step) * (total - step)
             values = " ".join(f"{key} {value}" for key, value in figures.items())
-            print(f"step {step}/{self._total} {values} ETA {left:.0f} s", file=sys.stderr, flush=True)
+            print(f"step {step}/{total} {values} ETA {left:.0f} s", file=sys.stderr, flush=True)
             self._said = now
 
-    def close(self) -> None:
+    def on_train_end(self, state: TrainState) -> None:
         self._bar.close()
