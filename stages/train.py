@@ -5,14 +5,15 @@ Kill it anywhere and run it again: it goes on from the run's newest checkpoint (
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from stages.config.errors import UserError, run_stage
 from stages.config.params import Params, load_params
-from stages.config.pipeline import StageSpec, load_stage, require_code_dep
+from stages.config.pipeline import StageSpec, load_stage, require_code_deps
 from stages.modeling.source import require_visible
 from stages.run.signals import StopRequest, die_with_parent, ignore_stop_signals
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
     from stages.run.folder import RunFolder
     from stages.run.identity import Identity
+    from stages.training.candidates import Candidates
+    from stages.training.distributed import World
     from stages.training.loop import Inputs
     from stages.training.state import TrainState
 
@@ -36,18 +39,37 @@ def say(line: str) -> None:
 
 def main() -> None:
     """Run the stage from params.yaml. Exit code 0 only after publishing: DVC locks the stage as done then."""
+    die_with_parent()
+    # DDP complains of a setting that stages.training.distributed chooses on purpose, once a process and start.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    if os.environ.get("RANK", "0") == "0":
+        lead()
+    else:
+        follow()
+
+
+def lead() -> None:
+    """The only process, or the main one of several: it alone reads and writes the run's folder, and speaks."""
     stop = StopRequest()
     stop.install()
-    die_with_parent()
     params, stage = load_params(), load_stage("train")
     require_visible(stage, params.model.source)
-    require_code_dep(stage, params.train.lr_scheduler_type, "train.lr_scheduler_type")
+    require_code_deps(stage, params)
 
-    import torch
-
-    from stages.modeling.device import pick_device, set_determinism
+    from stages.modeling.device import pick_device, set_arithmetic
     from stages.run import folder as run_folder
+    from stages.run.checkpoint import CheckpointStore
+    from stages.training.candidates import Candidates
+    from stages.training.distributed import World
+    from stages.training.loggers import make_loggers
+    from stages.training.loop import NonFiniteLoss, train
+    from stages.training.preflight import preflight
+    from stages.training.progress import ProgressBar
+    from stages.training.resume import Resumer
+    from stages.training.saving import Recorder
 
+    world = World.from_environment()
+    require_work_for(world, params)
     identity = current_identity(params, stage)
     run = run_folder.RunFolder.of(identity)
     is_new = run.create(identity)
@@ -57,16 +79,39 @@ def main() -> None:
         run.announce_stop()
     if is_new:
         explain_new_run(run, identity)
-    device = pick_device(params.train.device)
-    set_determinism(params.train.deterministic)
-    torch.manual_seed(params.train.seed)
-    inputs, state = prepare(params, run, device)
+    device = pick_device(params.train.device, world.local_rank if world.size > 1 else None)
+    set_arithmetic(params.train.deterministic, params.train.tf32)
+    inputs, state = prepare(params, device, world, run)
+    candidates, store = Candidates(run.candidates, params), CheckpointStore(run.checkpoints, run.id)
+    loggers = make_loggers(params.train.loggers, run.path, run.id, params.model_dump())
+    resumer = Resumer(state, run, identity, store, candidates, inputs.total_steps, device, world.size, say)
+    on_disk = resumer.resume(params.train.init_from_run)
+    candidates.remove_unused(state.progress.candidates, store)
+    if state.progress.step == 0:
+        preflight(state, inputs, params, say)
 
-    stopped_by = resume_and_train(params, identity, run, inputs, state, stop)
-    if stopped_by is not None:
-        run.log("stopped", step=state.progress.step, signal=stopped_by)
+    world.join(device)
+    if world.size > 1:
+        world.tell_state(state.state_dict())
+    recorder = Recorder(state, store, candidates, params.train, on_disk)
+    failure: NonFiniteLoss | None = None
+    try:
+        with world.together():
+            train(state, inputs, params, recorder, [ProgressBar(inputs.total_steps), *loggers], stop)
+    except NonFiniteLoss as error:
+        failure = error  # raised before it touched anything, so the state is whole
+    recorder.finish()
+    world.leave()
+    if failure is not None:
+        raise failure
+    if not state.progress.is_complete(inputs.total_steps):
+        assert stop.signal is not None
+        run.log("stopped", step=state.progress.step, signal=stop.signal.name)
         ignore_stop_signals()  # a repeat would end the interpreter on its way out, with another exit code
-        say(f"stopped by {stopped_by} after step {state.progress.step}, saved; run the same command again to go on")
+        say(
+            f"stopped by {stop.signal.name} after step {state.progress.step}, saved; "
+            "run the same command again to go on"
+        )
         sys.exit(1)
     changed = current_identity(load_params(), load_stage("train")).difference(identity.values)
     if changed:
@@ -74,10 +119,50 @@ def main() -> None:
             f"nothing is published: {'; '.join(changed[:3])} changed while run {run.id} trained; "
             "run again to train with the change, or undo it and run again to publish this result"
         )
-    publish(params, run, state, inputs)
+    publish(run, state, candidates)
     run.finish()
     run.log("finished", step=state.progress.step)
     run_folder.remove_old_finished(run)
+
+
+def follow() -> NoReturn:
+    """One of the other processes: it is given the state, trains its share, and writes nothing."""
+    import torch
+
+    from stages.modeling.device import pick_device, set_arithmetic
+    from stages.training.distributed import World
+    from stages.training.loop import NonFiniteLoss, train
+
+    params, world, stop = load_params(), World.from_environment(), StopRequest()
+    device = pick_device(params.train.device, world.local_rank)
+    set_arithmetic(params.train.deterministic, params.train.tf32)
+    world.join(device)  # the main process comes once everything is in order; until then a signal may end this one
+    stop.install()
+    inputs, state = prepare(params, device, world, None)
+    state.load_state_dict(world.tell_state(None))
+    torch.set_num_threads(state.progress.environment["threads"])
+    failed = False
+    try:
+        with world.together():
+            train(state, inputs, params, None, [], stop)
+    except NonFiniteLoss:
+        failed = True  # the main process says so
+    world.leave()
+    ignore_stop_signals()
+    sys.exit(2 if failed else 0 if state.progress.is_complete(inputs.total_steps) else 1)
+
+
+def require_work_for(world: World, params: Params) -> None:
+    """Refuse more processes than a step has micro-batches."""
+    loaders = params.build_loaders
+    micro_batches = loaders.batch_size // loaders.micro_batch_size
+    if micro_batches < world.size:
+        raise UserError(
+            f"a step has {micro_batches} micro-batches (build_loaders.batch_size {loaders.batch_size} / "
+            f"micro_batch_size {loaders.micro_batch_size}), fewer than the {world.size} processes of train.launcher; "
+            f"write a micro_batch_size of at most {max(loaders.batch_size // world.size, 1)}, or start fewer processes "
+            "(train.launcher: python starts one)"
+        )
 
 
 def current_identity(params: Params, stage: StageSpec) -> Identity:
@@ -103,20 +188,23 @@ def explain_new_run(run: RunFolder, identity: Identity) -> None:
         )
 
 
-def prepare(params: Params, run: RunFolder, device: torch.device) -> tuple[Inputs, TrainState]:
-    """Load what the tokenize and build_loaders stages left, and build the model and all that trains it."""
+def prepare(params: Params, device: torch.device, world: World, run: RunFolder | None) -> tuple[Inputs, TrainState]:
+    """Load what the tokenize and build_loaders stages left, and build the model and all that trains it. Histories are
+    written below `run`, if it is given."""
     from stages.data.store import TOKENIZED, load_split, load_task, load_tokenizer
     from stages.modeling.build import build_model
+    from stages.modeling.head import head_of
     from stages.modeling.source import resolve_model
     from stages.plan.batch_plan import BatchPlan
+    from stages.training.callbacks import make_callbacks
     from stages.training.history import History
     from stages.training.loop import Inputs
-    from stages.training.losses import make_objective
+    from stages.training.losses import loss_name, make_objective
     from stages.training.optim import freeze, make_optimizer, make_schedule
     from stages.training.precision import make_scaler
-    from stages.training.state import EarlyStopping, TrainState
+    from stages.training.state import TrainState
 
-    train, evaluate = params.train, params.evaluate
+    train = params.train
     task, train_split, plan = load_task(), load_split(TOKENIZED, "train"), BatchPlan()
     total_steps = train.max_steps or train.num_train_epochs * plan.steps_per_epoch
     inputs = Inputs(
@@ -128,92 +216,45 @@ def prepare(params: Params, run: RunFolder, device: torch.device) -> tuple[Input
         total_steps=total_steps,
         objective=make_objective(train, task, train_split, device),
         device=device,
+        world=world,
     )
     folder = resolve_model(params.model.source, params.model.revision)
-    model = build_model(params.model, folder, task, train.seed)
-    model.to(device)  # type: ignore[arg-type]
+    model = build_model(params.model, folder, head_of(task, loss_name(train, task)), train.seed)
+    model.to(device)
     freeze(model, train.freeze)
     optimizer = make_optimizer(model, train, device)
+    histories = {}
+    if run is not None:
+        logged = ["step", "epoch", "loss", "learning_rate", "grad_norm"]
+        histories = {"train": History(run.history / "train.tsv", logged), "eval": History(run.history / "eval.tsv")}
     state = TrainState(
         model=model,
         optimizer=optimizer,
         schedule=make_schedule(optimizer, train, total_steps),
         scaler=make_scaler(device, train.precision),
-        stopper=EarlyStopping(evaluate.higher_wins, train.early_stopping_patience, train.early_stopping_threshold),
-        train_history=History(run.history / "train.tsv", ["step", "epoch", "loss", "learning_rate", "grad_norm"]),
-        eval_history=History(run.history / "eval.tsv", ["step", "epoch", "loss", *evaluate.metrics]),
+        callbacks=make_callbacks(params),
+        histories=histories,
+        steps_per_epoch=plan.steps_per_epoch,
     )
     return inputs, state
 
 
-def resume_and_train(
-    params: Params, identity: Identity, run: RunFolder, inputs: Inputs, state: TrainState, stop: StopRequest
-) -> str | None:
-    """Go on from the newest good checkpoint, or begin; train; leave the final state saved.
-
-    Returns:
-        The signal that stopped it, or None if the run is complete.
-    """
-    from stages.run.checkpoint import CheckpointStore
-    from stages.run.saver import Saver
-    from stages.training.candidates import Candidates
-    from stages.training.loop import NonFiniteLoss, train
-    from stages.training.resume import Resumer
-    from stages.training.saving import SaveSchedule
-
-    evaluate = params.evaluate
-    store = CheckpointStore(run.checkpoints, run.id)
-    candidates = Candidates(
-        run.candidates, params.train.keep_candidates, evaluate.metric_for_best_model, evaluate.higher_wins
-    )
-    resumer = Resumer(state, run, identity, store, candidates, inputs.total_steps, inputs.device, say)
-    needs_no_save = resumer.resume(params.train.init_from_run)
-    candidates.remove_unused(state.progress.candidates, store)
-
-    def sync_histories() -> None:
-        state.train_history.sync()
-        state.eval_history.sync()
-
-    saver = Saver(store, before_commit=sync_histories)
-    schedule = SaveSchedule(params.train, saver, state.progress if needs_no_save else None)
-    failure: NonFiniteLoss | None = None
-    try:
-        train(state, inputs, params.train, evaluate, candidates, saver, schedule, stop)
-    except NonFiniteLoss as error:
-        failure = error  # raised before it touched anything, so the state is whole
-    finally:
-        saver.wait()
-    if schedule.changed(state.progress):
-        saver.save(state.progress.step, state.state_dict)
-        saver.wait()
-    if failure is not None:
-        raise failure
-    candidates.remove_unused(state.progress.candidates, store)
-    complete = state.stopper.reason or (
-        state.progress.step == inputs.total_steps and state.progress.evaluated_step == inputs.total_steps
-    )
-    return None if complete or stop.signal is None else stop.signal.name
-
-
-def publish(params: Params, run: RunFolder, state: TrainState, inputs: Inputs) -> None:
+def publish(run: RunFolder, state: TrainState, candidates: Candidates) -> None:
     """Write the stage's outs from the finished run. Metrics and plots come last, each whole or not at all."""
     from stages.storage import files
-    from stages.training.candidates import Candidates
 
-    evaluate, progress = params.evaluate, state.progress
-    Candidates(
-        run.candidates, params.train.keep_candidates, evaluate.metric_for_best_model, evaluate.higher_wins
-    ).copy_to(CANDIDATES, progress.candidates)
+    progress = state.progress
+    candidates.copy_to(CANDIDATES, progress.candidates)
     PLOTS.mkdir(exist_ok=True)
-    for history in (state.train_history, state.eval_history):
+    for history in state.histories.values():
         shutil.copyfile(history.path, PLOTS / history.path.name)
     files.write_text(
         METRICS,
         files.dumps(
             {
                 "steps": progress.step,
-                "epochs": round(progress.step / inputs.plan.steps_per_epoch, 6),
-                "stopped_early": state.stopper.reason is not None,
+                "epochs": state.epoch,
+                "stopped_early": progress.stop_reason is not None,
                 "best_step": progress.candidates[0]["step"],
                 "train_loss": progress.total_loss / progress.step,
                 "environments": progress.environments,

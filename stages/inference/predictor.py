@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from stages.config.params import Params
 from stages.data.store import TOKENIZED, load_raw, load_split, load_task, load_tokenizer
 from stages.modeling.build import load_model
-from stages.modeling.device import pick_device, set_determinism
-from stages.training.evaluation import predict, score_predictions
+from stages.modeling.device import pick_device, set_arithmetic
+from stages.modeling.head import decide
+from stages.training.evaluation import predict
 from stages.training.losses import make_objective
 
 
@@ -20,7 +24,7 @@ class Predictor:
     def __init__(self, params: Params) -> None:
         self._params = params
         self._device = pick_device(params.train.device)
-        set_determinism(params.train.deterministic)
+        set_arithmetic(params.train.deterministic, params.train.tf32)
         self._task = load_task()
         self._tokenizer = load_tokenizer()
         self._objective = make_objective(params.train, self._task, load_split(TOKENIZED, "train"), self._device)
@@ -29,8 +33,9 @@ class Predictor:
         """Predict `split` with the model in `folder`.
 
         Returns:
-            A row a row of the split: `row` (int64), `key`, the raw text columns, `label` and `prediction` (int64
-            class ids; `label` is null in a split without labels), `logits` (list of float32), `loss` (float32, or
+            A row a row of the split: `row` (int64), `key`, the raw inputs by column, `label` and `prediction`
+            (classification: int64 class ids; multi_label: lists of the ids of the labels that apply; regression:
+            float32; `label` is null in a split without labels), `logits` (list of float32), `loss` (float32, or
             null); and its scores by name, empty without labels.
         """
         data = load_split(TOKENIZED, split)
@@ -45,9 +50,16 @@ class Predictor:
             self._params.train.precision,
         )
         table = load_raw(TOKENIZED, split).remove_columns([self._task.label_column]).to_pandas()
-        labelled = predictions.labels is not None
-        table["label"] = predictions.labels if labelled else pd.array([None] * len(table), dtype="Int64")
-        table["prediction"] = predictions.prediction
+        labels, task = predictions.labels, self._task.task
+        nothing = pd.array([None] * len(table), dtype="Float32")
+        prediction = decide(task, predictions.logits, evaluate.threshold)
+        table["label"] = nothing if labels is None else _column(labels)
+        table["prediction"] = _column(prediction)
         table["logits"] = list(predictions.logits)
-        table["loss"] = predictions.row_losses if labelled else pd.array([None] * len(table), dtype="Float32")
-        return table, score_predictions(predictions, self._task, evaluate) if labelled else {}
+        table["loss"] = nothing if labels is None else predictions.row_losses
+        return table, {} if labels is None else predictions.scores(self._task, evaluate)
+
+
+def _column(values: NDArray[Any]) -> Any:
+    """Class ids or numbers as they are; of 0 and 1 a label, the ids of the labels that apply."""
+    return values if values.ndim == 1 else [np.flatnonzero(row) for row in values]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -121,12 +121,20 @@ def write_epoch(
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One forward pass. `rows`: int64 positions in the train split; `step` as in the plan."""
+    """One forward pass. `rows`: int64 positions in the train split; `step` as in the plan; `counted`: whether its
+    rows count in the step's loss."""
 
     epoch: int
     step: int
     micro_batch: int
     rows: list[int]
+    counted: bool = True
+
+
+def share(step: list[MicroBatch], rank: int, size: int) -> list[MicroBatch]:
+    """The micro-batches of `step` that process `rank` of `size` runs, at least one: where an epoch's last step has
+    fewer than there are processes, its first one runs again without being counted, as all take part in a gradient."""
+    return step[rank::size] or [replace(step[0], counted=False)]
 
 
 class BatchPlan:

@@ -11,7 +11,7 @@ import transformers
 
 
 def current(device: torch.device, world_size: int) -> dict[str, Any]:
-    """Library versions, the kind of device, the number of processes and of intra-op threads."""
+    """Library versions, the kind of device (`cuda (NVIDIA H100)`), the number of processes and of intra-op threads."""
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     return {
         "python": ".".join(platform.python_version_tuple()[:2]),

@@ -23,6 +23,7 @@ NOT_PART: dict[str, str] = {
     "train.save_strategy": "when the state is saved never changes the state",
     "train.save_steps": "when the state is saved never changes the state",
     "train.save_seconds": "when the state is saved never changes the state",
+    "train.loggers": "they show what the histories hold, beside the outs",
     "train.num_workers": "who collates a batch does not change it",
     "train.device": "part of the environment",
     "stages/launch.py": "it starts the process that trains, and is replaced by it",

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from stages.config.params import Params
 from stages.modeling.build import save_model
 from stages.run.checkpoint import MANIFEST, CheckpointStore, disk_errors, step_name, verify, write_manifest
 from stages.storage import files
@@ -17,19 +18,23 @@ Candidate = dict[str, Any]
 
 
 class Candidates:
-    """The candidates below `folder`; at most `keep` by `metric`. The list itself is part of the run's state."""
+    """The candidates below `folder`; at most `train.keep_candidates` by `evaluate.metric_for_best_model`.
 
-    def __init__(self, folder: Path, keep: int, metric: str, higher_wins: bool) -> None:
+    The list itself is part of the run's state.
+    """
+
+    def __init__(self, folder: Path, params: Params) -> None:
         self._folder = folder
-        self._keep = keep
-        self._metric = metric
-        self._sign = -1.0 if higher_wins else 1.0
+        self._params = params
+        self._keep = params.train.keep_candidates
+        self._metric = params.evaluate.metric_for_best_model
+        self._sign = -1.0 if params.evaluate.higher_wins else 1.0
         folder.mkdir(parents=True, exist_ok=True)
         files.remove_temporaries(folder)
 
     def at(self, folder: Path) -> Candidates:
         """The same rules for another run's models."""
-        return Candidates(folder, self._keep, self._metric, self._sign < 0)
+        return Candidates(folder, self._params)
 
     def _rank(self, candidate: Candidate) -> tuple[bool, float, int]:
         value = candidate["scores"][self._metric]
@@ -42,7 +47,7 @@ class Candidates:
         if any(candidate["step"] == step for candidate in best):
 
             def fill(folder: Path) -> None:
-                save_model(model, folder)
+                save_model(model, folder, self._params.model)
                 write_manifest(folder, step=step)
 
             size = sum(p.numel() * p.element_size() for p in model.parameters())

@@ -9,7 +9,7 @@ import datasets
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
@@ -17,6 +17,8 @@ from stages.config.params import EvaluateParams
 from stages.data.collate import make_loader, to_device
 from stages.data.store import Task, lengths
 from stages.metrics.scoring import score
+from stages.modeling.forward import Forward
+from stages.training.distributed import World
 from stages.training.losses import Objective
 from stages.training.precision import autocast
 from stages.training.progress import bar_options
@@ -28,68 +30,84 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Predictions:
-    """Row for row of a split: `logits` float32 (rows, classes), `prediction` int64 (rows,), and, unless the split
-    has no labels, `labels` int64 (rows,), `row_losses` float32 (rows,) and their (weighted) mean `loss`."""
+    """Row for row of a split: `logits` float32 (rows, outputs) and, unless the split has no labels, `labels` as they
+    are in the split, `row_losses` float32 (rows,) and their (weighted) mean `loss`."""
 
     logits: NDArray[np.float32]
-    prediction: NDArray[np.int64]
-    labels: NDArray[np.int64] | None
+    labels: NDArray[np.int64] | NDArray[np.float32] | None
     row_losses: NDArray[np.float32] | None
     loss: float | None
+
+    def scores(self, task: Task, params: EvaluateParams) -> dict[str, float]:
+        """`loss` and every metric of `evaluate.metrics`; the split must have labels."""
+        assert self.labels is not None and self.loss is not None
+        return {"loss": self.loss, **score(task, params, self.logits, self.labels)}
 
 
 @torch.no_grad()
 def predict(
     model: nn.Module,
     split: datasets.Dataset,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     objective: Objective,
     batch_size: int,
     device: torch.device,
     precision: str,
     stop_requested: Callable[[], bool] = lambda: False,
+    world: World = World(),  # noqa: B008  frozen
 ) -> Predictions:
     """Run `model` over `split` in eval mode, rows of like length together, and give the results in the split's order.
 
+    The processes of `world` share the batches, which are the same for any number of them; every row is in one, so
+    every process gets each row's result once.
+
     Raises:
-        Stopped: as soon as `stop_requested()` is true at the start of a batch.
+        Stopped: in every process, as soon as `stop_requested()` is true in one at the start of a batch.
     """
     order = np.argsort(-lengths(split), kind="stable")
-    rows = [order[i : i + batch_size].tolist() for i in range(0, len(order), batch_size)]
+    batches = [order[i : i + batch_size].tolist() for i in range(0, len(order), batch_size)][world.rank :: world.size]
     labelled = "labels" in split.column_names
-    logits, labels, losses, weight = [], [], [], 0.0
-    was_training = model.training
+    forward, outputs = Forward(model), 0
+    logits, losses, weight = torch.zeros(0), torch.zeros(split.num_rows), torch.zeros((), dtype=torch.float64)
+    world.tell_buffers(model)
+    was_training, stopped = model.training, False
     model.eval()
     try:
-        for batch in tqdm(make_loader(split, rows, tokenizer, device, 0), **bar_options("evaluating", "batch")):
-            if stop_requested():
-                raise Stopped
+        loader = make_loader(split, batches, tokenizer, device, 0)
+        for rows, batch in zip(batches, tqdm(loader, **bar_options("evaluating", "batch")), strict=True):
+            if stopped := stop_requested():
+                break
             inputs = to_device(batch, device)
             targets = inputs.pop("labels") if labelled else None
             with autocast(device, precision):
-                output = model(**inputs).logits
+                output = forward(inputs)
             output = output.float()
-            logits.append(output.cpu())
+            if not outputs:
+                outputs = output.shape[1]
+                logits = torch.zeros(split.num_rows, outputs)
+            logits[rows] = output.cpu()
             if targets is not None:
-                losses.append(objective.rows(output, targets).cpu())
+                losses[rows] = objective.each_row(output, targets).cpu()
                 weight += objective.weight(targets)
-                labels.append(targets.cpu())
     finally:
         model.train(was_training)
-    back = torch.from_numpy(np.argsort(order))
-    all_logits = torch.cat(logits)[back]
+    any_stopped, outputs = world.maximum(int(stopped), outputs)
+    if any_stopped:
+        raise Stopped
+    if world.size > 1:
+        # Each row is nought in all processes but one.
+        logits = world.sum(logits if len(logits) else torch.zeros(split.num_rows, outputs))
+        losses, weight = world.sum(losses), world.sum(weight)
+    labels = _labels(split) if labelled else None
     return Predictions(
-        all_logits.numpy(),
-        all_logits.argmax(-1).numpy(),
-        torch.cat(labels)[back].numpy() if labelled else None,
-        torch.cat(losses)[back].numpy() if labelled else None,
-        # Summed in the split's order and in fp64, so that the batch size plays no part.
-        float(torch.cat(losses)[back].double().sum()) / weight if labelled else None,
+        logits.numpy(),
+        None if labels is None else labels.numpy(),
+        losses.numpy() if labelled else None,
+        # Summed in the split's order and in fp64, so that neither the batch size nor the processes play a part.
+        float(losses.double().sum() / weight) if labelled else None,
     )
 
 
-def score_predictions(predictions: Predictions, task: Task, params: EvaluateParams) -> dict[str, float]:
-    """`loss` and every metric of `evaluate.metrics`; the split must have labels."""
-    assert predictions.labels is not None and predictions.loss is not None
-    scores = score(task.task, params.metrics, predictions.prediction, predictions.labels, len(task.label_names))
-    return {"loss": predictions.loss, **scores}
+def _labels(split: datasets.Dataset) -> Tensor:
+    parts = [batch["labels"] for batch in split.select_columns(["labels"]).with_format("torch").iter(100_000)]
+    return torch.cat(parts)

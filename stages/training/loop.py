@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import datasets
@@ -11,20 +12,22 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import PreTrainedTokenizerBase
 
 from stages.config.errors import UserError
-from stages.config.params import EvaluateParams, TrainParams
+from stages.config.params import Params, TrainParams
 from stages.data.collate import make_loader, to_device
 from stages.data.store import Task
-from stages.plan.batch_plan import BatchPlan
-from stages.run.saver import Saver
+from stages.modeling.forward import Forward, compiled
+from stages.plan.batch_plan import BatchPlan, MicroBatch, share
 from stages.run.signals import StopRequest, ignore_stop_signals
-from stages.training.candidates import Candidates
-from stages.training.evaluation import Stopped, predict, score_predictions
+from stages.training.callbacks import Callback, CallbackList
+from stages.training.distributed import Parallel, World
+from stages.training.evaluation import Stopped, predict
 from stages.training.losses import Objective
-from stages.training.precision import autocast
-from stages.training.progress import StepProgress
-from stages.training.randomness import seed_all
-from stages.training.saving import SaveSchedule
+from stages.training.precision import autocast, overflowed
+from stages.training.randomness import AFTER_BACKWARD, seed_all
+from stages.training.saving import Recorder
 from stages.training.state import TrainState
+
+SHOWN_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -34,134 +37,146 @@ class Inputs:
     task: Task
     train_split: datasets.Dataset
     validation_split: datasets.Dataset
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase | None
     plan: BatchPlan
     total_steps: int
     objective: Objective
     device: torch.device
+    world: World
 
 
 class NonFiniteLoss(UserError):
     """The loss or its gradient became NaN or infinite; the state before that step is intact."""
 
 
-def is_evaluation_due(params: TrainParams, state: TrainState, ends_epoch: bool, total_steps: int) -> bool:
-    """Whether this step boundary has an evaluation (`train.eval_strategy`, and the last step) that is not done yet."""
-    step = state.progress.step
-    here = ends_epoch if params.eval_steps is None else step % params.eval_steps == 0
-    return (here or step == total_steps) and state.progress.evaluated_step != step
-
-
 def train(
     state: TrainState,
     inputs: Inputs,
-    params: TrainParams,
-    evaluation: EvaluateParams,
-    candidates: Candidates,
-    saver: Saver,
-    save_schedule: SaveSchedule,
+    params: Params,
+    recorder: Recorder | None,
+    watchers: Sequence[Callback],
     stop: StopRequest,
 ) -> None:
-    """Train until the last step, early stopping, or a stop request; `state` says which.
+    """Train until the last step, until a callback ends the run, or a stop request; `state` says which.
 
     Every iteration begins at a step boundary, where the state is whole: that is where it is evaluated, saved and
-    left. The plan says what to run, so where the run is, is `state.progress.step` and nothing else.
+    left. The plan says what to run, so where the run is, is `state.progress.step` and nothing else. Several processes
+    run this side by side; the main one has the `recorder`, and the `watchers`, callbacks that only show something.
 
     Raises:
-        NonFiniteLoss: with the step and what to try.
+        NonFiniteLoss: with the step, its rows and what to try.
         SaveError: a checkpoint or candidate could not be written.
     """
     model, optimizer, scaler, progress = state.model, state.optimizer, state.scaler, state.progress
-    device, plan, total_steps = inputs.device, inputs.plan, inputs.total_steps
+    device, objective, world, options = inputs.device, inputs.objective, inputs.world, params.train
+    callbacks = CallbackList([*state.callbacks.values(), *watchers], state)
+    parallel = Parallel(model, world, device)
+    forward = Forward(model, compiled(parallel.module) if options.compile else parallel.module)
     trained = [p for p in model.parameters() if p.requires_grad]
-    rest = (m.rows for step in plan.steps(progress.step + 1, total_steps) for m in step)
-    loader = iter(
-        make_loader(inputs.train_split, rest, inputs.tokenizer, device, params.num_workers, ignore_stop_signals)
-    )
-    steps = plan.steps(progress.step + 1, total_steps)
-    shown = StepProgress(progress.step, total_steps)
+    steps = inputs.plan.steps(progress.step + 1, inputs.total_steps)
+    batches = iter(_load(inputs, progress.step + 1, options.num_workers))
+    callbacks.on_train_begin()
     model.train()
 
     while True:
-        ends_epoch = progress.step % plan.steps_per_epoch == 0
-        epoch = round(progress.step / plan.steps_per_epoch, 6)
-
-        # Not counted until it is complete: asked to stop half-way, a resumed run does it again.
-        if is_evaluation_due(params, state, ends_epoch, total_steps):
-            try:
-                predictions = predict(
-                    model,
-                    inputs.validation_split,
-                    inputs.tokenizer,
-                    inputs.objective,
-                    evaluation.eval_batch_size,
-                    device,
-                    params.precision,
-                    lambda: stop.signal is not None,
-                )
-            except Stopped:
-                break
-            scores = score_predictions(predictions, inputs.task, evaluation)
+        progress.stop_reason = world.agree_to_stop(stop, progress.stop_reason)
+        if is_evaluation_due(options, state, inputs.total_steps):
+            scores = evaluate(state, inputs, params, stop)
+            if scores is None:
+                break  # asked to stop half-way: a resumed run does it again
             state.schedule.after_evaluation(scores["loss"])
-            state.stopper.update(scores[evaluation.metric_for_best_model])
-            state.eval_history.append(step=progress.step, epoch=epoch, **scores)
-            progress.candidates = candidates.add(progress.candidates, progress.step, scores, model)
-            if not saver.busy:
-                candidates.remove_unused(progress.candidates, saver.store)
+            if recorder:
+                recorder.keep_candidate(scores)
             progress.evaluated_step = progress.step
-
-        saver.check()
-        if save_schedule.due(progress, ends_epoch):
-            saver.save(progress.step, state.state_dict)
-        if stop.signal or state.stopper.reason or progress.step == total_steps:
+            callbacks.on_evaluate(scores)
+            progress.stop_reason = world.agree_to_stop(stop, progress.stop_reason)
+        if recorder:
+            recorder.save_if_due()
+        if stop.signal or progress.stop_reason or progress.step == inputs.total_steps:
             break
 
-        # One optimizer step: the mean over its rows, however it is cut into micro-batches.
-        micro_batches = next(steps)
-        batches = [next(loader) for _ in micro_batches]
-        weight = sum(inputs.objective.weight(batch["labels"]) for batch in batches)
+        # One optimizer step: the mean over its rows, however it is cut into micro-batches and processes.
+        step = next(steps)
+        mine = [(micro_batch, next(batches)) for micro_batch in share(step, world.rank, world.size)]
+        weights = [objective.weight(batch["labels"]) for micro_batch, batch in mine if micro_batch.counted]
+        weight = world.sum(torch.tensor(sum(weights), dtype=torch.float64)).item()
         loss = torch.zeros((), device=device)
-        for micro_batch, batch in zip(micro_batches, batches, strict=True):
-            seed_all(params.seed, micro_batch.step, micro_batch.micro_batch)
+        for micro_batch, batch in mine:
+            seed_all(options.seed, micro_batch.step, micro_batch.micro_batch)
             batch = to_device(batch, device)
             labels = batch.pop("labels")
-            with autocast(device, params.precision):
-                logits = model(**batch).logits
-            micro_loss = inputs.objective.rows(logits, labels).sum() / weight
-            scaler.scale(micro_loss).backward()
+            with parallel.sync(last=micro_batch is mine[-1][0]):
+                with autocast(device, options.precision):
+                    logits = forward(batch)
+                micro_loss = objective.rows(logits, labels).sum() * micro_batch.counted / weight
+                scaler.scale(micro_loss).backward()
             loss += micro_loss.detach()
-        step_loss = loss.item()
+        step_loss = world.sum(loss).item()
         scaler.unscale_(optimizer)
-        grad_norm = clip_grad_norm_(trained, params.max_grad_norm or math.inf).item()
-        # An infinite gradient under an fp16 scaler is usual: it skips the step and lowers the scale.
-        if not math.isfinite(step_loss) or (not math.isfinite(grad_norm) and not scaler.is_enabled()):
-            raise NonFiniteLoss(
-                f"the loss of step {progress.step + 1} is {step_loss}, its gradient's norm {grad_norm} (its rows: "
-                f"data/loaders, step {progress.step + 1}); try a lower train.learning_rate, more warmup_steps, "
-                "max_grad_norm 1.0, or precision fp32"
-            )
+        grad_norm = clip_grad_norm_(trained, options.max_grad_norm or math.inf).item()
+        skipped = overflowed(scaler, optimizer)
+        if not math.isfinite(step_loss) or not (math.isfinite(grad_norm) or skipped):
+            raise _non_finite(step_loss, grad_norm, step)
+        if not skipped:
+            seed_all(options.seed, step[0].step, AFTER_BACKWARD)
+            callbacks.on_pre_optimizer_step()
         learning_rate = optimizer.param_groups[0]["lr"]
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
 
         progress.step += 1
-        progress.rows += sum(len(m.rows) for m in micro_batches)
-        state.schedule.after_step(ends_epoch=progress.step % plan.steps_per_epoch == 0)
+        if not skipped:
+            state.schedule.after_step(state.ends_epoch)
+        progress.count(step_loss, rows=sum(len(micro_batch.rows) for micro_batch in step))
+        callbacks.on_step_end()
+        if progress.step % options.logging_steps == 0 or progress.step == inputs.total_steps:
+            callbacks.on_log(state.log_row(learning_rate, grad_norm))
 
-        progress.window_loss += step_loss
-        progress.window_steps += 1
-        progress.total_loss += step_loss
-        mean_loss = progress.window_loss / progress.window_steps
-        shown.update(progress.step, sum(len(m.rows) for m in micro_batches), mean_loss, learning_rate)
-        if progress.step % params.logging_steps == 0 or progress.step == total_steps:
-            state.train_history.append(
-                step=progress.step,
-                epoch=round(progress.step / plan.steps_per_epoch, 6),
-                loss=mean_loss,
-                learning_rate=learning_rate,
-                grad_norm=grad_norm,
-            )
-            progress.window_loss, progress.window_steps = 0.0, 0
+    callbacks.on_train_end()
 
-    shown.close()
+
+def is_evaluation_due(options: TrainParams, state: TrainState, total_steps: int) -> bool:
+    """Whether this step boundary has an evaluation (`train.eval_strategy`, and the run's end) that is not done yet."""
+    step = state.progress.step
+    here = state.ends_epoch if options.eval_steps is None else step % options.eval_steps == 0
+    ends = step == total_steps or state.progress.stop_reason is not None
+    return (here or ends) and state.progress.evaluated_step != step
+
+
+def evaluate(state: TrainState, inputs: Inputs, params: Params, stop: StopRequest) -> dict[str, float] | None:
+    """Score the validation split and write it down, or None if asked to stop meanwhile. The same in all processes."""
+    try:
+        predictions = predict(
+            state.model,
+            inputs.validation_split,
+            inputs.tokenizer,
+            inputs.objective,
+            params.evaluate.eval_batch_size,
+            inputs.device,
+            params.train.precision,
+            lambda: stop.signal is not None,
+            inputs.world,
+        )
+    except Stopped:
+        return None
+    scores = predictions.scores(inputs.task, params.evaluate) if inputs.world.is_main else None
+    scores = inputs.world.tell(scores)
+    state.record("eval", scores)
+    return scores
+
+
+def _load(inputs: Inputs, first_step: int, num_workers: int) -> torch.utils.data.DataLoader[dict[str, torch.Tensor]]:
+    steps, world = inputs.plan.steps(first_step, inputs.total_steps), inputs.world
+    rows = (micro_batch.rows for step in steps for micro_batch in share(step, world.rank, world.size))
+    return make_loader(inputs.train_split, rows, inputs.tokenizer, inputs.device, num_workers, ignore_stop_signals)
+
+
+def _non_finite(loss: float, grad_norm: float, step: list[MicroBatch]) -> NonFiniteLoss:
+    rows = [row for micro_batch in step for row in micro_batch.rows]
+    shown = ", ".join(map(str, rows[:SHOWN_ROWS])) + (", ..." if len(rows) > SHOWN_ROWS else "")
+    return NonFiniteLoss(
+        f"the loss of step {step[0].step} is {loss}, its gradient's norm {grad_norm}; its rows of train are {shown}; "
+        "the state before it is saved: look at the rows, or try a lower train.learning_rate, more warmup_steps, "
+        "max_grad_norm 1.0, or precision fp32"
+    )

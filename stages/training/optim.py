@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import importlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau, StepLR
 from transformers import get_scheduler
 
 from stages.config.errors import UserError, quote
+from stages.config.imports import import_object
 from stages.config.params import TrainParams
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {
@@ -85,14 +85,6 @@ class Schedule:
             self.scheduler.step(loss)
 
 
-def _import_class(path: str) -> Any:
-    module, _, name = path.partition(":")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError, SyntaxError) as error:
-        raise UserError(f"train.lr_scheduler_type is {quote(path)}, which cannot be imported: {error}") from None
-
-
 def make_schedule(optimizer: Optimizer, train: TrainParams, total_steps: int) -> Schedule:
     """The scheduler that `train.lr_scheduler_type` names.
 
@@ -113,7 +105,7 @@ def make_schedule(optimizer: Optimizer, train: TrainParams, total_steps: int) ->
             f"train.warmup_steps is {train.warmup_steps}, but {name} has no warm-up; write 0, "
             f"or one of {', '.join(WITH_WARMUP)}"
         )
-    cls = None if name in WITH_WARMUP else known.get(name) or _import_class(name)
+    cls = None if name in WITH_WARMUP else known.get(name) or import_object(name, "train.lr_scheduler_type")
 
     def build(for_optimizer: Optimizer) -> Any:
         if cls is not None:

@@ -15,3 +15,12 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 def make_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
     """Scales the loss in fp16, so that small gradients survive; passes everything through otherwise."""
     return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+
+
+def overflowed(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer) -> bool:
+    """Whether fp16 gradients, unscaled by now, were found infinite: the scaler will skip this step, as is usual, and
+    lower its scale."""
+    if not scaler.is_enabled():
+        return False
+    found = scaler._per_optimizer_states[id(optimizer)]["found_inf_per_device"]
+    return any(bool(value) for value in found.values())

@@ -9,6 +9,9 @@ import torch
 
 from stages.plan.permutation import hash_numbers
 
+# Stands for a micro-batch's number where callbacks draw, after the last one.
+AFTER_BACKWARD = 2**31
+
 
 def seed_all(seed: int, step: int, micro_batch: int) -> None:
     """Seed Python, NumPy and torch (every device) for one forward pass.

@@ -16,6 +16,7 @@ from stages.run.codec import Tree
 from stages.run.folder import RunFolder, list_runs, runs_root
 from stages.run.identity import Identity
 from stages.training.candidates import Candidates
+from stages.training.history import History
 from stages.training.state import Progress, TrainState
 
 Say = Callable[[str], None]
@@ -26,6 +27,9 @@ SAME_PLAN = ("data/tokenized/",)
 SAME_OPTIMIZER = (
     "model",
     "evaluate.",
+    "train.loss",
+    "train.class_weights",
+    "train.label_smoothing",
     "train.optim",
     "train.learning_rate",
     "train.weight_decay",
@@ -46,6 +50,7 @@ class Resumer:
     candidates: Candidates
     total_steps: int
     device: torch.device
+    world_size: int
     say: Say
 
     def resume(self, init_from_run: str | None) -> bool:
@@ -62,8 +67,8 @@ class Resumer:
         if saved is not None:
             state.load_state_dict(saved)
         else:
-            state.train_history.restore(None)
-            state.eval_history.restore(None)
+            for history in state.histories.values():
+                history.restore(None)
             if init_from_run is not None:
                 self._start_from(init_from_run)
         progress = state.progress
@@ -72,7 +77,7 @@ class Resumer:
                 f"train.init_from_run is {init_from_run}, which is at step {progress.step}, but this run has "
                 f"{self.total_steps} steps in all; raise train.num_train_epochs or max_steps"
             )
-        complete = state.stopper.reason is not None or progress.evaluated_step == self.total_steps
+        complete = progress.is_complete(self.total_steps)
         self._settle_environment(trains=not complete)
         self.run.log("start", step=progress.step, environment=progress.environment)
         if complete:
@@ -80,7 +85,8 @@ class Resumer:
         elif progress.step:
             self.say(f"run {self.run.id}: going on after step {progress.step} of {self.total_steps}")
         else:
-            self.say(f"run {self.run.id}: {self.total_steps} steps on {self.device}, from the beginning")
+            where = f"{progress.environment['device']}" + (f", {self.world_size} processes" * (self.world_size > 1))
+            self.say(f"run {self.run.id}: {self.total_steps} steps on {where}, from the beginning")
         if not complete:
             self.run.unfinish()
         return saved is not None or progress.step == 0
@@ -89,8 +95,8 @@ class Resumer:
         def accept(saved: dict[str, Tree]) -> None:
             Progress(**saved["progress"])
             candidates.check(saved["progress"]["candidates"])
-            for name, history in (("train", self.state.train_history), ("eval", self.state.eval_history)):
-                history.at(run.history / history.path.name).check(saved["history"][name])
+            for name, history in self.state.histories.items():
+                History(run.history / history.path.name).check(saved["history"][name])
 
         def set_aside(step: int, reason: str) -> None:
             self.run.log("damaged checkpoint", run=run.id, step=step, reason=reason)
@@ -124,10 +130,10 @@ class Resumer:
             for candidate in saved["progress"]["candidates"]:
                 name = step_name(candidate["step"])
                 shutil.copytree(other.candidates / name, self.run.candidates / name, dirs_exist_ok=True)
-            for history in (self.state.train_history, self.state.eval_history):
+            for history in self.state.histories.values():
                 shutil.copyfile(other.history / history.path.name, history.path)
             self.state.load_state_dict(saved)
-            self.state.stopper.reason = None  # what stopped that run may be what was changed
+            self.state.progress.stop_reason = None  # what stopped that run may be what was changed
             self.say(f"continuing run {run_id} after step {step}: same optimizer and plan, everything goes on")
         self.run.log("init from run", run=run_id, step=step, weights_only=bool(differences))
         other.release()
@@ -151,7 +157,7 @@ class Resumer:
         if threads != torch.get_num_threads():
             self.say(f"intra-op threads set from {torch.get_num_threads()} to {threads}, as the run began with")
             torch.set_num_threads(threads)
-        now = environment.current(self.device, world_size=1)
+        now = environment.current(self.device, self.world_size)
         if not trains:
             return
         if before and before != now:

@@ -1,10 +1,12 @@
-"""When a checkpoint is due: `train.save_strategy`."""
+"""What is written while it trains, and when: `train.save_strategy`."""
 
 from __future__ import annotations
 
 from stages.config.params import TrainParams
+from stages.run.checkpoint import CheckpointStore
 from stages.run.saver import Saver, TimeSchedule
-from stages.training.state import Progress
+from stages.training.candidates import Candidates
+from stages.training.state import Progress, TrainState
 
 
 class SaveSchedule:
@@ -44,3 +46,43 @@ class SaveSchedule:
             self._time.saved(self._saver.last_cost)
             self._on_disk = self._mark(progress)
         return due
+
+
+class Recorder:
+    """Writes candidates and checkpoints of `state` beside the loop.
+
+    `on_disk`: whether there is a checkpoint of `state` as it is, or it is a run's beginning, which needs none.
+    """
+
+    def __init__(
+        self, state: TrainState, store: CheckpointStore, candidates: Candidates, params: TrainParams, on_disk: bool
+    ) -> None:
+        self._state = state
+        self._candidates = candidates
+        self._saver = Saver(store, before_commit=self._sync_histories)
+        self._schedule = SaveSchedule(params, self._saver, state.progress if on_disk else None)
+
+    def _sync_histories(self) -> None:
+        for history in self._state.histories.values():
+            history.sync()
+
+    def keep_candidate(self, scores: dict[str, float]) -> None:
+        """Keep the model as it is now if it is among the best."""
+        progress = self._state.progress
+        progress.candidates = self._candidates.add(progress.candidates, progress.step, scores, self._state.model)
+        if not self._saver.busy:
+            self._candidates.remove_unused(progress.candidates, self._saver.store)
+
+    def save_if_due(self) -> None:
+        """At a step boundary. Raises SaveError if an earlier save failed."""
+        self._saver.check()
+        if self._schedule.due(self._state.progress, self._state.ends_epoch):
+            self._saver.save(self._state.progress.step, self._state.state_dict)
+
+    def finish(self) -> None:
+        """Leave the state as it is now on disk, and only what it needs."""
+        self._saver.wait()
+        if self._schedule.changed(self._state.progress):
+            self._saver.save(self._state.progress.step, self._state.state_dict)
+            self._saver.wait()
+        self._candidates.remove_unused(self._state.progress.candidates, self._saver.store)

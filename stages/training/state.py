@@ -13,41 +13,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from stages.run.codec import Tree
+from stages.training.callbacks import Callback
 from stages.training.history import History
 from stages.training.optim import Schedule
-
-
-@dataclass
-class EarlyStopping:
-    """Counts evaluations without improvement, as HF's EarlyStoppingCallback does.
-
-    `higher_wins`, `patience` and `threshold` come from the parameters; `best`, `bad_evaluations` and `reason` are
-    state.
-    """
-
-    higher_wins: bool
-    patience: int | None
-    threshold: float
-    best: float | None = None
-    bad_evaluations: int = 0
-    reason: str | None = None
-
-    def update(self, value: float) -> None:
-        """Take in one evaluation's metric; sets `reason` once patience has run out. NaN is never an improvement."""
-        if value == value and (
-            self.best is None or (value - self.best if self.higher_wins else self.best - value) > self.threshold
-        ):
-            self.best, self.bad_evaluations = value, 0
-            return
-        self.bad_evaluations += 1
-        if self.patience is not None and self.bad_evaluations >= self.patience:
-            self.reason = f"no improvement in {self.bad_evaluations} evaluations"
-
-    def state_dict(self) -> dict[str, Tree]:
-        return {"best": self.best, "bad_evaluations": self.bad_evaluations, "reason": self.reason}
-
-    def load_state_dict(self, state: dict[str, Tree]) -> None:
-        self.best, self.bad_evaluations, self.reason = state["best"], state["bad_evaluations"], state["reason"]
 
 
 @dataclass
@@ -62,10 +30,28 @@ class Progress:
     window_loss: float = 0.0
     window_steps: int = 0
     total_loss: float = 0.0
+    # Why the run is complete before its last step; None otherwise.
+    stop_reason: str | None = None
     # Kept models, best first: {"step": int, "scores": {name: value}}.
     candidates: list[dict[str, Any]] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)
     environments: int = 1
+
+    def count(self, loss: float, rows: int) -> None:
+        """Take in a step's mean loss and its number of rows."""
+        self.rows += rows
+        self.window_loss += loss
+        self.window_steps += 1
+        self.total_loss += loss
+
+    def is_complete(self, total_steps: int) -> bool:
+        """Whether the run is at its end, evaluation included: its last step, or where a callback stopped it."""
+        return self.evaluated_step == self.step and (self.stop_reason is not None or self.step == total_steps)
+
+    @property
+    def mean_loss(self) -> float:
+        """Of the steps since the last row of plots/train.tsv."""
+        return self.window_loss / self.window_steps
 
 
 def _random_state() -> dict[str, Tree]:
@@ -91,16 +77,44 @@ def _restore_random_state(state: dict[str, Tree]) -> None:
 
 @dataclass
 class TrainState:
-    """The parts of a run that change while it trains."""
+    """The parts of a run that change while it trains. `histories` ("train", "eval") are main's alone to write: other
+    processes have none."""
 
     model: nn.Module
     optimizer: Optimizer
     schedule: Schedule
     scaler: torch.amp.GradScaler
-    stopper: EarlyStopping
-    train_history: History
-    eval_history: History
+    callbacks: dict[str, Callback]
+    histories: dict[str, History]
+    steps_per_epoch: int
     progress: Progress = field(default_factory=Progress)
+
+    @property
+    def epoch(self) -> float:
+        """Epochs done, as the tables in plots/ give them."""
+        return round(self.progress.step / self.steps_per_epoch, 6)
+
+    @property
+    def ends_epoch(self) -> bool:
+        """Whether the step done last is its epoch's last."""
+        return self.progress.step % self.steps_per_epoch == 0
+
+    def stop(self, reason: str) -> None:
+        """End the run at the next step boundary, as complete; the first reason counts."""
+        self.progress.stop_reason = self.progress.stop_reason or reason
+
+    def record(self, name: str, values: dict[str, float]) -> None:
+        """Add a row to a history, where this process has it."""
+        if name in self.histories:
+            self.histories[name].append(step=self.progress.step, epoch=self.epoch, **values)
+
+    def log_row(self, learning_rate: float, grad_norm: float) -> dict[str, float]:
+        """Write a row of plots/train.tsv and begin the next; its values but step and epoch."""
+        progress = self.progress
+        row = {"loss": progress.mean_loss, "learning_rate": learning_rate, "grad_norm": grad_norm}
+        self.record("train", row)
+        progress.window_loss, progress.window_steps = 0.0, 0
+        return row
 
     def state_dict(self) -> dict[str, Tree]:
         """What a checkpoint holds, one entry a part. Tensors are the live ones: copy before the next step."""
@@ -109,9 +123,9 @@ class TrainState:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.schedule.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "stopper": self.stopper.state_dict(),
+            "callbacks": {name: callback.state_dict() for name, callback in self.callbacks.items()},
             "progress": dataclasses.asdict(self.progress),
-            "history": {"train": self.train_history.position(), "eval": self.eval_history.position()},
+            "history": {name: history.position() for name, history in self.histories.items()},
             "rng": _random_state(),
         }
 
@@ -121,8 +135,10 @@ class TrainState:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
-        self.stopper.load_state_dict(state["stopper"])
+        for name, callback in self.callbacks.items():
+            if name in state["callbacks"]:  # of another run (`train.init_from_run`) it need not be
+                callback.load_state_dict(state["callbacks"][name])
         self.progress = Progress(**state["progress"])
-        self.train_history.restore(state["history"]["train"])
-        self.eval_history.restore(state["history"]["eval"])
+        for name, history in self.histories.items():
+            history.restore(state["history"][name])
         _restore_random_state(state["rng"])

@@ -1,0 +1,172 @@
+"""Several processes: the same rows in the same steps, the same bits at equal number, and any of them may be killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkout import Checkout
+from safetensors.torch import load_file
+from training import SAVES, TRAIN_OUTS, executed_steps, train
+
+from stages.plan.batch_plan import MicroBatch, share
+
+# Three micro-batches in an epoch's last step, of which there are two: fewer than four processes.
+SHAPE: dict[str, dict[str, Any]] = {
+    "build_loaders": {"batch_size": 8, "micro_batch_size": 2},
+    "train": {"num_train_epochs": 2, "eval_strategy": "steps", "eval_steps": 8, "class_weights": "balanced"},
+}
+
+
+def launcher(processes: int) -> str:
+    return f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node={processes}"
+
+
+def several(prepared: Callable[..., Checkout], processes: int, **train_params: Any) -> Checkout:
+    return prepared({**SHAPE, "train": {**SHAPE["train"], **train_params, "launcher": launcher(processes)}})
+
+
+def start(checkout: Checkout) -> subprocess.Popen[str]:
+    return checkout.start(sys.executable, "-m", "stages.launch")
+
+
+def finish(checkout: Checkout, code: int | None = 0) -> str:
+    return checkout.run(sys.executable, "-m", "stages.launch", code=code)
+
+
+def workers(launched: subprocess.Popen[str]) -> list[int]:
+    """The pids of the training processes, main's first."""
+    found = subprocess.run(["pgrep", "-P", str(launched.pid)], capture_output=True, text=True, check=False)
+    ranks = {}
+    for pid in found.stdout.split():
+        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        ranks.update({int(entry[5:]): int(pid) for entry in environment if entry.startswith(b"RANK=")})
+    return [ranks[rank] for rank in sorted(ranks)]
+
+
+def wait_for_step(checkout: Checkout, process: subprocess.Popen[str], known: set[Path]) -> None:
+    deadline = time.monotonic() + 120
+    while not set(checkout.folder.glob("runs/*/checkpoints/step-*")) - known:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def weights(checkout: Checkout) -> dict[str, torch.Tensor]:
+    best = json.loads((checkout.folder / "metrics/train.json").read_text())["best_step"]
+    return load_file(checkout.folder / f"models/candidates/step-{best:08d}/model.safetensors")
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 7])
+def test_processes_share_every_micro_batch_of_a_step_once_and_none_is_idle(size: int) -> None:
+    for length in range(1, 9):
+        step = [MicroBatch(0, 5, number, [number]) for number in range(length)]
+        shares = [share(step, rank, size) for rank in range(size)]
+        counted = [m for part in shares for m in part if m.counted]
+        assert sorted(m.micro_batch for m in counted) == list(range(length))
+        assert all(shares)
+
+
+@pytest.fixture(scope="module")
+def one_process(prepared: Callable[..., Checkout]) -> Checkout:
+    checkout = prepared(SHAPE)
+    train(checkout)
+    return checkout
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_any_number_of_processes_gives_the_same_up_to_summation_order(
+    prepared: Callable[..., Checkout], one_process: Checkout, processes: int
+) -> None:
+    checkout = several(prepared, processes)
+    assert f", {processes} processes" in finish(checkout)
+    ours, theirs = weights(checkout), weights(one_process)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], atol=2e-5, rtol=1e-4, msg=name)
+    tables = [(folder / "plots/eval.tsv").read_text().splitlines() for folder in (checkout.folder, one_process.folder)]
+    for mine, other in zip(*tables, strict=True):
+        # The metrics of the small validation split are equal, as every row is in them once; the loss nearly.
+        assert mine.split("\t")[3:] == other.split("\t")[3:]
+        assert mine.split("\t")[:2] == other.split("\t")[:2]
+
+
+def test_killing_any_process_takes_the_job_down_and_the_next_start_goes_on_to_the_same_bytes(
+    prepared: Callable[..., Checkout],
+) -> None:
+    settings = {"num_train_epochs": 12, "eval_steps": 20, "precision": "bf16", **SAVES}
+    reference, killed = several(prepared, 2, **settings), several(prepared, 2, **settings)
+    finish(reference)
+    generator = random.Random(0)
+    for victim in (0, 1):
+        known = set(killed.folder.glob("runs/*/checkpoints/step-*"))
+        process = start(killed)
+        wait_for_step(killed, process, known)
+        time.sleep(generator.uniform(0, 0.3))
+        os.kill(workers(process)[victim], signal.SIGKILL)
+        process.communicate(timeout=90)
+        assert process.returncode != 0
+        assert not (killed.folder / "models").exists()
+    finish(killed)
+    steps = executed_steps(killed)
+    assert steps[0] == 0
+    assert 0 < steps[1] <= steps[2]
+    assert killed.digests(*TRAIN_OUTS) == reference.digests(*TRAIN_OUTS)
+
+
+def test_stop_signal_to_the_launcher_saves_and_another_number_of_processes_goes_on(
+    prepared: Callable[..., Checkout], one_process: Checkout
+) -> None:
+    checkout = several(prepared, 2, num_train_epochs=12, save_strategy="time", save_steps=None, save_seconds=1)
+    process = start(checkout)
+    wait_for_step(checkout, process, set())
+    process.terminate()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "stopped by SIGTERM after step" in output
+    stopped = next(event["step"] for event in checkout.log() if event["event"] == "stopped")
+    params = json.loads((checkout.folder / "params.yaml").read_text())
+    params["train"]["launcher"] = "auto"
+    (checkout.folder / "params.yaml").write_text(json.dumps(params))
+    output = train(checkout)
+    assert f"going on after step {stopped}" in output
+    assert "warning: the environment changed (world_size: 2 -> 1)" in output
+    assert json.loads((checkout.folder / "metrics/train.json").read_text())["environments"] == 2
+    alone = prepared({**SHAPE, "train": {**SHAPE["train"], "num_train_epochs": 12}})
+    train(alone)
+    for name, tensor in weights(checkout).items():
+        torch.testing.assert_close(tensor, weights(alone)[name], atol=1e-3, rtol=1e-2, msg=name)
+
+
+def test_more_processes_than_micro_batches_a_step_is_one_line(prepared: Callable[..., Checkout]) -> None:
+    checkout = prepared({"build_loaders": {"batch_size": 8, "micro_batch_size": 8}, "train": {"launcher": launcher(2)}})
+    begin = time.monotonic()
+    output = finish(checkout, code=None)
+    assert time.monotonic() - begin < 60
+    errors = [line for line in output.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert "a step has 1 micro-batches" in errors[0]
+    assert not list(checkout.folder.glob("runs/*/checkpoints/step-*"))
+
+
+def test_running_statistics_and_features_work_in_two_processes(prepared: Callable[..., Checkout]) -> None:
+    params: dict[str, dict[str, Any]] = {
+        "data": {"text_columns": [], "feature_columns": ["x*"]},
+        "model": {"source": "factory:stages.custom.own:build_mlp"},
+        "build_loaders": {"bucketing": "none", "batch_size": 8, "micro_batch_size": 4},
+        "train": {"launcher": launcher(2), "num_train_epochs": 1},
+    }
+    first, second = prepared(params), prepared(params)
+    finish(first)
+    finish(second)
+    assert first.digests(*TRAIN_OUTS) == second.digests(*TRAIN_OUTS)
