@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.config.errors import UserError, run_stage
-from stages.config.params import EvaluateParams, Params, load_params
+from stages.config.params import FACTORY, EvaluateParams, Params, load_params
 from stages.run.signals import die_with_parent
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from stages.data.store import Task
 
 CANDIDATES = Path("models/candidates")
 VALIDATION = Path("data/predictions/validation")
@@ -43,13 +45,13 @@ def main() -> None:
     if has_split(TOKENIZED, "test"):
         test, scores = Predictor(params).run(CANDIDATES / chosen, "test")
     best = describe(ranked, candidates, scores, evals, params)
-    label_names = list(load_task().label_names)
+    task = load_task()
     validation = pd.read_parquet(VALIDATION / f"{chosen}.parquet")
 
-    files.write_folder(BEST, lambda folder: write_model(folder, best, label_names, params))
+    files.write_folder(BEST, lambda folder: write_model(folder, best, task, params))
     files.write_folder(TEST, lambda folder: write_test(folder, test))
-    write_plots(validation, test, label_names)
-    files.write_text(REPORT, make_report(best, candidates, evals, validation, test, label_names, params))
+    write_plots(validation, test, task)
+    files.write_text(REPORT, make_report(best, candidates, evals, validation, test, task, params))
     files.write_text(METRICS / "best.json", files.dumps(best))
     print(f"{chosen}: {best['reason']}", file=sys.stderr)
 
@@ -103,19 +105,25 @@ def describe(
     }
 
 
-def write_model(folder: Path, best: dict[str, Any], label_names: list[str], params: Params) -> None:
-    """An ordinary Hugging Face folder: model, tokenizer, model card."""
+def write_model(folder: Path, best: dict[str, Any], task: Task, params: Params) -> None:
+    """The model and its card: an ordinary Hugging Face folder, or of a factory model what its card's lines load."""
     import shutil
 
     from stages.data.store import TOKENIZED
+    from stages.modeling.head import head_of
     from stages.report.model_card import model_card
     from stages.run.checkpoint import step_name
+    from stages.training.losses import loss_name
 
     shutil.copytree(CANDIDATES / step_name(best["step"]), folder, dirs_exist_ok=True)
-    shutil.copytree(TOKENIZED / "tokenizer", folder, dirs_exist_ok=True)
-    card = model_card(
-        best=best, label_names=label_names, text_columns=params.data.text_columns, params=params.model_dump()
-    )
+    if task.text_columns:
+        shutil.copytree(TOKENIZED / "tokenizer", folder, dirs_exist_ok=True)
+    else:
+        shutil.copy(TOKENIZED / "features.json", folder)
+    if params.model.source.startswith(FACTORY):
+        shutil.copy(TOKENIZED / "task.json", folder)
+    head = head_of(task, loss_name(params.train, task))
+    card = model_card(best=best, task=task, head=head, params=params.model_dump(by_alias=True))
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -125,21 +133,14 @@ def write_test(folder: Path, test: pd.DataFrame | None) -> None:
         test.to_parquet(folder / "predictions.parquet", index=False)
 
 
-def _labelled(predictions: pd.DataFrame | None) -> bool:
-    return predictions is not None and bool(predictions["label"].notna().all())
-
-
-def write_plots(validation: pd.DataFrame, test: pd.DataFrame | None, label_names: list[str]) -> None:
+def write_plots(validation: pd.DataFrame, test: pd.DataFrame | None, task: Task) -> None:
     """DVC's plots of the test split, or of the validation split where there are no test labels."""
     from stages.report.plots import confusion_rows, precision_recall_rows
     from stages.storage import files
 
-    shown = test if test is not None and _labelled(test) else validation
-    label = shown["label"].tolist()
-    confusion = confusion_rows(label, shown["prediction"].tolist(), label_names)
-    curves = precision_recall_rows(label, shown["logits"].tolist(), label_names)
-    files.write_text(PLOTS / "confusion_matrix.csv", confusion.to_csv(index=False))
-    files.write_text(PLOTS / "precision_recall.csv", curves.to_csv(index=False))
+    shown = test if test is not None and test["label"].notna().all() else validation
+    files.write_text(PLOTS / "confusion_matrix.csv", confusion_rows(shown, task).to_csv(index=False))
+    files.write_text(PLOTS / "precision_recall.csv", precision_recall_rows(shown, task).to_csv(index=False))
 
 
 def make_report(
@@ -148,7 +149,7 @@ def make_report(
     evals: pd.DataFrame,
     validation: pd.DataFrame,
     test: pd.DataFrame | None,
-    label_names: list[str],
+    task: Task,
     params: Params,
 ) -> str:
     """report.html, from this stage's deps alone."""
@@ -162,11 +163,10 @@ def make_report(
         train=pd.read_csv(PLOTS / "train.tsv", sep="\t"),
         evals=evals,
         data=json.loads((METRICS / "data.json").read_text(encoding="utf-8")),
-        params=params.model_dump(),
-        label_names=label_names,
+        params=params.model_dump(by_alias=True),
+        task=task,
         validation=validation,
         test=test,
-        text_columns=params.data.text_columns,
     )
 
 

@@ -89,9 +89,9 @@ def _tick_name(index: int, name: str) -> str:
     return text if drawn == text else f"{index}: {drawn}"
 
 
-def confusion_counts(label: Sequence[int], prediction: Sequence[int], classes: int) -> NDArray[np.int64]:
+def confusion_counts(label: NDArray[np.int64], prediction: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
     """Rows per (label, prediction), shape (classes, classes)."""
-    cells = np.asarray(label, dtype=np.int64) * classes + np.asarray(prediction, dtype=np.int64)
+    cells = label * classes + prediction
     return np.bincount(cells, minlength=classes * classes).reshape(classes, classes).astype(np.int64)
 
 
@@ -105,13 +105,12 @@ def _write_cells(axes: Axes, counts: NDArray[np.int64], share: NDArray[np.float6
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=9 if with_percent else 8)
 
 
-def confusion_figure(label: Sequence[int], prediction: Sequence[int], label_names: list[str]) -> bytes:
+def confusion_figure(counts: NDArray[np.int64], label_names: Sequence[str]) -> bytes:
     """PNG of the confusion matrix: a row per true label, shaded by the share of that label's rows.
 
-    `label` and `prediction` are class ids of equal length, without nulls.
+    `counts` are those of `confusion_counts`.
     """
     classes = len(label_names)
-    counts = confusion_counts(label, prediction, classes)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     numbered = classes <= MAX_NUMBERED_CLASSES
     ticks = range(0, classes, -(-classes // MAX_NAMED_TICKS))
@@ -147,6 +146,62 @@ def confusion_figure(label: Sequence[int], prediction: Sequence[int], label_name
             bar.outline.set_visible(False)
 
     return _png(height * 1.15, height, draw)
+
+
+def _padded_range(values: NDArray[np.float64]) -> tuple[float, float]:
+    """From below the least finite value to above the greatest; never an empty range."""
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        return 0.0, 1.0
+    low, high = float(finite.min()), float(finite.max())
+    # A constant needs room too, and more of it the larger it is: 1e9 +- 1 would be no range to fp32.
+    padding = (high - low) * 0.05 or max(abs(low) * 0.05, 1.0)
+    return low - padding, high + padding
+
+
+def scatter_figure(label: NDArray[np.float64], prediction: NDArray[np.float64]) -> bytes:
+    """PNG with a dot per row at (label, prediction); on the diagonal the two are equal.
+
+    Rows where either is not finite have no dot.
+    """
+    low, high = _padded_range(np.concatenate([label, prediction]))
+    opacity = min(max(100 / max(len(label), 1), 0.08), 0.7)  # so that a crowd is seen as one
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        axes.plot([low, high], [low, high], color=MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+        axes.plot(label, prediction, "o", color=VALIDATION, alpha=opacity, markersize=4, markeredgewidth=0)
+        axes.set_xlim(low, high)
+        axes.set_ylim(low, high)
+        axes.set_aspect("equal")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(6))
+        axes.set_xlabel("label")
+        axes.set_ylabel("predicted")
+
+    return _png(4.4, 4.4, draw)
+
+
+def precision_recall_figure(curves: pd.DataFrame, names: Sequence[str]) -> bytes:
+    """PNG with a line for each of `names`, at most ten; `curves` has the columns precision, recall and label.
+
+    A name that the font lacks is drawn by its place among `names`, from 1.
+    """
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        for index, name in enumerate(names):
+            curve = curves[curves["label"] == name]
+            # The space: matplotlib leaves what begins with an underscore out of the legend.
+            text, marker = f" {_tick_name(index + 1, name)}", "o" if len(curve) == 1 else ""
+            axes.plot(curve["recall"], curve["precision"], color=f"C{index}", label=text, marker=marker)
+        axes.set_xlim(-0.02, 1.02)
+        axes.set_ylim(-0.02, 1.02)
+        axes.set_xlabel("recall")
+        axes.set_ylabel("precision")
+        figure.legend(loc="outside right upper")
+
+    return _png(7.0, 4.0, draw)
 
 
 def _mark_chosen(axes: Axes, step: int) -> None:

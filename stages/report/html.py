@@ -8,27 +8,15 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from scipy.special import softmax
 
-from stages.report.figures import (
-    MAX_NUMBERED_CLASSES,
-    candidates_figure,
-    confusion_counts,
-    confusion_figure,
-    curves_figure,
-    step_of,
-)
+from stages.data.store import SPLITS, Task
+from stages.report.figures import candidates_figure, curves_figure, step_of
+from stages.report.outcomes import NAME_LENGTH, SHOWN_LABELS, TEXT_LENGTH, mistakes, number, outcome
 from stages.report.text import class_name, legible, printable
 
-SPLITS = ("train", "validation", "test")
-NAME_LENGTH = 60
-TEXT_LENGTH = 300
-SHOWN_LABELS = 20
-SHOWN_MISTAKES = 10
-SHOWN_CONFUSIONS = 10
+FEW_CLASSES = 6  # two confusion matrices of so many fit beside each other
 
 
 def score(value: float | None) -> str:
@@ -55,11 +43,11 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["score"] = score
+    environment.filters |= {"score": score, "number": number, "data_url": _data_url}
     return environment
 
 
-def _image(png: bytes) -> str:
+def _data_url(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
@@ -89,64 +77,11 @@ def _candidate_rows(candidates: dict[str, dict[str, float]], chosen: str, metric
     ]
 
 
-def _labelled(predictions: pd.DataFrame) -> pd.DataFrame:
-    rows = predictions[predictions["label"].notna()]
-    return rows.assign(label=rows["label"].astype("int64"))
-
-
-def _frequent_confusions(rows: pd.DataFrame, label_names: list[str]) -> list[dict[str, Any]]:
-    counts = confusion_counts(rows["label"].tolist(), rows["prediction"].tolist(), len(label_names))
-    np.fill_diagonal(counts, 0)
-    largest = np.argsort(-counts, axis=None, kind="stable")[:SHOWN_CONFUSIONS]
-    cells = [divmod(int(cell), len(label_names)) for cell in largest]
+def _label_statistics(data: dict[str, Any], splits: list[str]) -> list[dict[str, Any]]:
+    """Mean, standard deviation and range of a regression's label, per split."""
     return [
-        {
-            "label": class_name(label_names[label], NAME_LENGTH),
-            "prediction": class_name(label_names[prediction], NAME_LENGTH),
-            "count": int(counts[label, prediction]),
-        }
-        for label, prediction in cells
-        if counts[label, prediction]
-    ]
-
-
-def _confusion(split: str, predictions: pd.DataFrame | None, label_names: list[str]) -> dict[str, Any] | None:
-    """A split's confusion matrix, and its largest cells where there are too many classes for numbers in it."""
-    if predictions is None:
-        return None
-    rows = _labelled(predictions)
-    if rows.empty:
-        return None
-    return {
-        "split": split,
-        "rows": len(rows),
-        "image": _image(confusion_figure(rows["label"].tolist(), rows["prediction"].tolist(), label_names)),
-        "frequent": _frequent_confusions(rows, label_names) if len(label_names) > MAX_NUMBERED_CLASSES else [],
-    }
-
-
-def _text(value: object) -> str | None:
-    # Null is kept apart from the text "None".
-    if value is None or (isinstance(value, float) and math.isnan(value)) or value is pd.NA:
-        return None
-    return legible(value, TEXT_LENGTH)
-
-
-def _mistakes(validation: pd.DataFrame, text_columns: list[str], label_names: list[str]) -> list[dict[str, Any]]:
-    """The wrong predictions of the largest loss: where the model was surest of something else."""
-    rows = _labelled(validation)
-    wrong = rows[rows["label"] != rows["prediction"]]
-    worst = wrong.sort_values("loss", ascending=False, kind="stable").head(SHOWN_MISTAKES)
-    return [
-        {
-            "row": row["row"],
-            "texts": [_text(row[column]) for column in text_columns],
-            "label": class_name(label_names[row["label"]], NAME_LENGTH),
-            "prediction": class_name(label_names[row["prediction"]], NAME_LENGTH),
-            "confidence": float(softmax(np.asarray(row["logits"], dtype=np.float64)).max()),
-            "loss": row["loss"],
-        }
-        for row in worst.to_dict("records")
+        {"split": split, "values": [data[split]["labels"].get(key) for key in ("mean", "std", "min", "max")]}
+        for split in splits
     ]
 
 
@@ -204,10 +139,9 @@ def render_report(
     evals: pd.DataFrame,
     data: dict[str, Any],
     params: dict[str, Any],
-    label_names: list[str],
+    task: Task,
     validation: pd.DataFrame,
     test: pd.DataFrame | None,
-    text_columns: list[str],
 ) -> str:
     """The page as HTML: no script, nothing fetched, the same text for the same arguments.
 
@@ -219,7 +153,8 @@ def render_report(
     chosen = f"step-{best['step']:08d}"
     metrics = list(dict.fromkeys(name for scores in candidates.values() for name in scores))
     splits = [split for split in SPLITS if split in data]
-    confusions = [_confusion("validation", validation, label_names), _confusion("test", test, label_names)]
+    outcomes = [outcome("validation", validation, task), outcome("test", test, task)]
+    regression = task.task == "regression"
     return (
         _environment()
         .get_template("report.html.jinja")
@@ -235,16 +170,18 @@ def render_report(
             runner_up=_runner_up(best),
             metrics=[legible(name, NAME_LENGTH) for name in metrics],
             candidates=_candidate_rows(candidates, chosen, metrics),
-            candidates_image=_image(candidates_figure(candidates, metric, chosen)) if len(candidates) > 1 else None,
-            curves_image=_image(curves_figure(train, evals, metric, best["step"])),
-            confusions=[confusion for confusion in confusions if confusion],
-            few_classes=len(label_names) <= 6,
+            candidates_image=candidates_figure(candidates, metric, chosen) if len(candidates) > 1 else None,
+            curves_image=curves_figure(train, evals, metric, best["step"]),
+            task=task.task,
+            outcomes=[found for found in outcomes if found],
+            side_by_side=task.task != "multi_label" and len(task.label_names) <= FEW_CLASSES,
             splits=splits,
             data={split: data[split] for split in splits},
-            labels=_label_table(data, splits),
+            has_length=not task.feature_columns,
+            labels=None if regression else _label_table(data, splits),
+            label_statistics=_label_statistics(data, splits) if regression else None,
             shared_rows=_shared_rows(data),
-            text_columns=[legible(column, NAME_LENGTH) for column in text_columns],
-            mistakes=_mistakes(validation, text_columns, label_names),
+            mistakes=mistakes(validation, task),
             parameters=_parameter_groups(params),
         )
     )

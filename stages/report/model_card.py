@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
 
+from stages.config.params import FACTORY
+from stages.data.store import Task
+from stages.modeling.head import Head
 from stages.report.html import score
 from stages.report.text import class_name, legible
 
 NAME_LENGTH = 60
+VALUE_LENGTH = 200
 SHOWN_LABELS = 50
+SHOWN_COLUMNS = 6
 HYPERPARAMETERS = (
+    ("model", "kwargs"),
+    ("data", "feature_columns"),
     ("train", "num_train_epochs"),
     ("train", "max_steps"),
     ("build_loaders", "batch_size"),
@@ -23,13 +31,20 @@ HYPERPARAMETERS = (
     ("train", "warmup_steps"),
     ("train", "weight_decay"),
     ("train", "max_grad_norm"),
+    ("train", "loss"),
+    ("train", "loss_kwargs"),
     ("train", "label_smoothing"),
     ("train", "class_weights"),
     ("train", "precision"),
     ("train", "freeze"),
+    ("train", "callbacks"),
     ("train", "seed"),
-    ("tokenize", "max_length"),
 )
+TITLES = {
+    "classification": "classification",
+    "multi_label": "multi-label classification",
+    "regression": "regression",
+}
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>|~#$&])")
@@ -40,30 +55,34 @@ def hub_id(source: str) -> str | None:
     return source if _HUB_ID.fullmatch(source) else None
 
 
-def escape_markdown(value: object) -> str:
+def escape_markdown(value: object, limit: int = NAME_LENGTH) -> str:
     """The value as one line of literal text, in a sentence or in a table's cell."""
-    return _MARKUP.sub(r"\\\1", legible(value, NAME_LENGTH))
+    return _MARKUP.sub(r"\\\1", legible(value, limit))
 
 
 def _front_matter(best: dict[str, Any], source: str) -> str:
     fields: dict[str, Any] = {
-        "library_name": "transformers",
-        "pipeline_tag": "text-classification",
         "tags": ["holdfast"],
         "metrics": [name for name in best["validation"] if name != "loss"],
     }
+    if not source.startswith(FACTORY):
+        # To the Hub, texts with several labels and texts with a number are text classification too.
+        fields = {"library_name": "transformers", "pipeline_tag": "text-classification", **fields}
     if hub_id(source):
         fields["base_model"] = source
     return yaml.safe_dump(fields, sort_keys=False)
 
 
 def _origin(source: str) -> str:
+    if source.startswith(FACTORY):
+        return f"Made by {escape_markdown(source.removeprefix(FACTORY))} and trained"
     if hub_id(source):
-        return f"[{escape_markdown(source)}](https://huggingface.co/{source})"
+        return f"Fine-tuned from [{escape_markdown(source)}](https://huggingface.co/{source})"
     if source.startswith("package:"):
-        return f"the model of the Python package {escape_markdown(source.removeprefix('package:').partition('/')[0])}"
+        package = source.removeprefix("package:").partition("/")[0]
+        return f"Fine-tuned from the model of the Python package {escape_markdown(package)}"
     # A published card tells nobody how the author's disk is laid out.
-    return f"the local model {escape_markdown(source.rstrip('/').rpartition('/')[2])}"
+    return f"Fine-tuned from the local model {escape_markdown(source.rstrip('/').rpartition('/')[2])}"
 
 
 def _data_origin(data: dict[str, Any]) -> str:
@@ -73,9 +92,22 @@ def _data_origin(data: dict[str, Any]) -> str:
     return "the data set " + " ".join(escape_markdown(part) for part in parts if part)
 
 
-def _listing(names: list[str]) -> str:
-    shown = ", ".join(escape_markdown(class_name(name, NAME_LENGTH)) for name in names[:SHOWN_LABELS])
-    return shown if len(names) <= SHOWN_LABELS else f"{shown} and {len(names) - SHOWN_LABELS} more"
+def _listing(names: Sequence[str], shown: int) -> str:
+    listed = [escape_markdown(class_name(name, NAME_LENGTH)) for name in names[:shown]]
+    if len(names) > shown:
+        listed.append(f"{len(names) - shown} more")
+    return " and ".join(filter(None, [", ".join(listed[:-1]), listed[-1]]))
+
+
+def _purpose(task: Task) -> str:
+    """What it was trained for, and the names or the column of what it answers."""
+    columns = _listing(task.text_columns or task.feature_columns, SHOWN_COLUMNS)
+    count, names = len(task.label_names), _listing(task.label_names, SHOWN_LABELS) if task.label_names else ""
+    if task.task == "regression":
+        return f"to predict the number {escape_markdown(task.label_column)}\nfrom {columns}."
+    if task.task == "multi_label":
+        return f"to say which of {count} labels, any number of them, apply\nto {columns}.\n\nLabels: {names}."
+    return f"to tell {count} labels apart\nfrom {columns}.\n\nLabels: {names}."
 
 
 def _scores(best: dict[str, Any]) -> str:
@@ -90,38 +122,121 @@ def _hyperparameters(params: dict[str, Any]) -> str:
     lines = ["| parameter | value |", "|---|---|"]
     for section, key in HYPERPARAMETERS:
         value = params[section].get(key)
-        if value not in (None, []):
+        if value not in (None, [], {}):
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            lines.append(f"| {escape_markdown(f'{section}.{key}')} | {escape_markdown(text)} |")
+            lines.append(f"| {escape_markdown(f'{section}.{key}')} | {escape_markdown(text, VALUE_LENGTH)} |")
     return "\n".join(lines)
 
 
-def _usage(text_columns: list[str], max_length: int) -> str:
-    call = '{"text": "First text.", "text_pair": "Second text."}' if len(text_columns) == 2 else '"Some text."'
+def _example(task: Task) -> str:
+    return '{"text": "First text.", "text_pair": "Second text."}' if len(task.text_columns) == 2 else '"Some text."'
+
+
+def _pipeline_usage(task: Task, head: Head, max_length: int, threshold: float) -> str:
+    """How `transformers.pipeline` is called, and what its scores mean."""
+    cut = f"truncation=True, max_length={max_length}"
+    if task.task == "multi_label":
+        lines = f"""scores = classify({_example(task)}, top_k=None, {cut})
+[score["label"] for score in scores if score["score"] > {threshold}]"""
+        meaning = f"A `score` is the probability of its label; above {threshold} it was taken to apply."
+    else:
+        lines = f"classify({_example(task)}, {cut})"
+        meaning = "`score` is the probability of `label`, the likeliest."
+        if task.task == "regression":
+            meaning = "`score` is the predicted number; `label` says nothing."
+        elif head.outputs == 1 or (len(task.label_names) == 2 and threshold != 0.5):
+            negative, positive = (escape_markdown(class_name(name, NAME_LENGTH)) for name in task.label_names)
+            meaning = f"The answer is {positive} where its probability is above {threshold}, else {negative}; " + (
+                "`score` is that probability." if head.outputs == 1 else "`label` is only the likelier of the two."
+            )
+    roles = ""
+    if len(task.text_columns) == 2:
+        first, second = map(escape_markdown, task.text_columns)
+        roles = f" `text` is {first}, `text_pair` is {second}."
     return f"""```python
 from transformers import pipeline
 
 classify = pipeline("text-classification", model="models/best")
-classify({call}, truncation=True, max_length={max_length})
-```"""
+{lines}
+```
+
+The path is the folder of this card. {meaning}{roles}"""
 
 
-def model_card(*, best: dict[str, Any], label_names: list[str], text_columns: list[str], params: dict[str, Any]) -> str:
+def _factory_usage(task: Task, max_length: int, threshold: float) -> str:
+    """How a model that transformers does not know is loaded, with this pipeline's own code."""
+    if task.feature_columns:
+        imports, ours = "import pandas as pd\nimport torch", "from stages.data.features import Standardizer\n"
+        lines = """frame = pd.read_csv("new.csv")  # with the columns that features.json names
+batch = {"features": Standardizer.load(folder)(frame)}"""
+    else:
+        imports, ours = "import torch\nfrom transformers import AutoTokenizer", ""
+        texts = '"First text.", "Second text."' if len(task.text_columns) == 2 else '"Some text."'
+        lines = f"""tokenizer = AutoTokenizer.from_pretrained("models/best")
+batch = tokenizer({texts}, truncation=True, max_length={max_length}, return_tensors="pt")"""
+    answer = {
+        "classification": "the position of its label in task.json, from 0",
+        "multi_label": "a 1 for every label that applies, else 0, in the order of task.json",
+        "regression": "the predicted number",
+    }[task.task]
+    return f"""```python
+from pathlib import Path
+
+{imports}
+
+{ours}from stages.modeling.build import load_model
+from stages.modeling.forward import Forward
+from stages.modeling.head import decide
+
+folder = Path("models/best")
+model = load_model(folder, torch.device("cpu"))
+{lines}
+with torch.no_grad():
+    logits = Forward(model)(batch)
+decide("{task.task}", logits.numpy(), {threshold})
+```
+
+The path is the folder of this card. `stages` is the code of the pipeline, and the code of the model has to be there
+too: model.json names it. Of each row `decide` gives {answer}."""
+
+
+def _limits(task: Task, max_length: int) -> str:
+    lines = []
+    if task.text_columns:
+        lines.append(f"Texts longer than {max_length} tokens are cut; what comes after has no influence.")
+    lines.append(
+        {
+            "classification": "It always answers with one of its labels, also for an input that fits none of them.",
+            "multi_label": "It knows no labels but its own, and can answer with none of them.",
+            "regression": "It always answers with a number, also for an input unlike all it was trained on.",
+        }[task.task]
+    )
+    if task.task != "regression":
+        lines.append("The probabilities were not calibrated: a high one is not a promise.")
+    lines += [
+        "The validation scores chose this model among several, so they are a little too good; the test scores had no "
+        "say.",
+        "What the training data gets wrong or leaves out, the model repeats.",
+    ]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def model_card(*, best: dict[str, Any], task: Task, head: Head, params: dict[str, Any]) -> str:
     """The card's markdown with its YAML front matter; `best` is the content of metrics/best.json."""
-    source = params["model"]["source"]
+    source, threshold = params["model"]["source"], params["evaluate"]["threshold"]
     max_length = params["tokenize"]["max_length"]
-    columns = [escape_markdown(column) for column in text_columns]
-    roles = f" `text` is {columns[0]}, `text_pair` is {columns[1]}." if len(columns) == 2 else ""
+    factory = source.startswith(FACTORY)
+    usage = (
+        _factory_usage(task, max_length, threshold) if factory else _pipeline_usage(task, head, max_length, threshold)
+    )
     no_test = "" if best["test"] else "\nThere was no labelled test split.\n"
+    title = f"{'Text ' if task.text_columns else ''}{TITLES[task.task]} model"
     return f"""---
 {_front_matter(best, source)}---
 
-# Text classification model
+# {title[0].upper()}{title[1:]}
 
-Fine-tuned from {_origin(source)} on {_data_origin(params["data"])}, to tell {len(label_names)} labels apart
-from {" and ".join(columns)}.
-
-Labels: {_listing(label_names)}.
+{_origin(source)} on {_data_origin(params["data"])}, {_purpose(task)}
 
 ## Scores
 
@@ -132,9 +247,7 @@ These are the weights of step {best["step"]} (epoch {best["epoch"]:g}), chosen b
 
 ## How to use it
 
-{_usage(text_columns, max_length)}
-
-The path is the folder of this card.{roles}
+{usage}
 
 ## How it was trained
 
@@ -142,11 +255,7 @@ The path is the folder of this card.{roles}
 
 ## Limits
 
-- Texts longer than {max_length} tokens are cut; what comes after has no influence.
-- It always answers with one of its labels, also for a text that fits none of them, or in another language.
-- The probabilities were not calibrated: a high one is not a promise.
-- The validation scores chose this model among several, so they are a little too good; the test scores had no say.
-- What the training data gets wrong or leaves out, the model repeats.
+{_limits(task, max_length)}
 
 Made with Holdfast, a DVC pipeline; the parameters and the data's hashes are in its `dvc.lock`.
 """

@@ -1,4 +1,8 @@
-"""Rows for the plots that DVC draws: `dvc plots show` and `dvc plots diff`."""
+"""Rows for the plots that DVC draws: `dvc plots show` and `dvc plots diff`.
+
+Every task writes both files. One with a header alone is a plot that DVC leaves out of its page (DVC 3.67, `show` and
+`diff` alike); so it is where a task has no such plot.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +11,19 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.special import softmax
 from sklearn.metrics import precision_recall_curve
 
+from stages.data.store import Task
+from stages.modeling.head import probabilities
+from stages.report.rows import class_ids, indicators, labelled, logit_matrix
 from stages.report.text import class_name
 
 NAME_LENGTH = 80
 MAX_POINTS = 200
+CURVE_COLUMNS = ["precision", "recall", "threshold", "label"]
 
 
-def _plot_names(label_names: list[str]) -> list[str]:
+def plot_names(label_names: Sequence[str]) -> list[str]:
     """One distinct name a class, in id order.
 
     DVC writes the rows into a `<script>` of its HTML as they are: a label with `</script>` in it would end that.
@@ -25,39 +32,48 @@ def _plot_names(label_names: list[str]) -> list[str]:
     return [name if names.count(name) == 1 else f"{name} ({index})" for index, name in enumerate(names)]
 
 
-def confusion_rows(label: Sequence[int], prediction: Sequence[int], label_names: list[str]) -> pd.DataFrame:
-    """A row per example for DVC's `confusion` template: the columns `label` and `prediction`, by name.
+def confusion_rows(predictions: pd.DataFrame, task: Task) -> pd.DataFrame:
+    """A row per labelled example for DVC's `confusion` template: the columns `label` and `prediction`, by name.
 
-    `label` and `prediction` are class ids of equal length, without nulls.
+    No rows unless the task is classification: only there is one class taken for another.
     """
-    names = _plot_names(label_names)
-    return pd.DataFrame({"label": [names[i] for i in label], "prediction": [names[i] for i in prediction]})
+    rows = labelled(predictions)
+    if task.task != "classification":
+        rows = rows.iloc[:0]
+    names = plot_names(task.label_names)
+    return pd.DataFrame({column: [names[i] for i in class_ids(rows[column])] for column in ("label", "prediction")})
 
 
-def _curve(is_class: NDArray[np.bool_], probability: NDArray[np.float64]) -> pd.DataFrame:
-    precision, recall, threshold = precision_recall_curve(is_class, probability)
+def _curve(applies: NDArray[np.bool_], probability: NDArray[np.float64]) -> pd.DataFrame:
+    precision, recall, threshold = precision_recall_curve(applies, probability)
     kept = np.unique(np.linspace(0, len(threshold) - 1, MAX_POINTS).round().astype(int))
     # Beyond the thresholds scikit-learn adds the point (1, 0), which no threshold reaches: left out.
     return pd.DataFrame({"precision": precision[kept], "recall": recall[kept], "threshold": threshold[kept]})
 
 
-def precision_recall_rows(
-    label: Sequence[int], logits: Sequence[Sequence[float]], label_names: list[str]
-) -> pd.DataFrame:
-    """Precision-recall curves, each class against the rest: columns precision, recall, threshold, label (its name).
+def precision_recall_rows(predictions: pd.DataFrame, task: Task) -> pd.DataFrame:
+    """Precision-recall curves, each label against its absence: columns precision, recall, threshold, label (its name).
 
-    Of two classes only id 1, the positive one; a class without a row of its own has no curve. `label` holds class
-    ids without nulls, `logits` has shape (rows, classes). At most 200 points a class.
+    Of two classes only id 1, the positive one; a label without a row of its own has no curve; in regression there is
+    none. At most 200 points a label.
     """
-    names = _plot_names(label_names)
-    labels = np.asarray(label, dtype=np.int64)
-    probabilities = softmax(np.asarray(logits, dtype=np.float64).reshape(len(labels), len(names)), axis=1)
-    shown = [1] if len(names) == 2 else range(len(names))
+    empty = pd.DataFrame(columns=CURVE_COLUMNS)
+    rows = labelled(predictions)
+    if task.task == "regression" or rows.empty:
+        return empty
+    probability = probabilities(task.task, logit_matrix(rows["logits"]))
+    assert probability is not None
+    count = len(task.label_names)
+    multi_label = task.task == "multi_label"
+    applies = indicators(rows["label"], count) if multi_label else np.eye(count, dtype=bool)[class_ids(rows["label"])]
+    # A model that diverged says NaN, which is on no side of a threshold.
+    finite = np.isfinite(probability).all(axis=1)
+    probability, applies = probability[finite], applies[finite]
+    names = plot_names(task.label_names)
+    shown = range(count) if multi_label or count != 2 else [1]
     curves = [
-        _curve(labels == index, probabilities[:, index]).assign(label=names[index])
+        _curve(applies[:, index], probability[:, index]).assign(label=names[index])
         for index in shown
-        if (labels == index).any()
+        if applies[:, index].any()
     ]
-    if not curves:
-        return pd.DataFrame(columns=["precision", "recall", "threshold", "label"])
-    return pd.concat(curves, ignore_index=True)
+    return pd.concat(curves, ignore_index=True) if curves else empty

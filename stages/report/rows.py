@@ -1,0 +1,35 @@
+"""Columns of a predictions frame as arrays; the frame's labels are class ids, lists of them, or numbers, per task."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+
+def labelled(predictions: pd.DataFrame) -> pd.DataFrame:
+    """The rows with a label; none of a split without labels."""
+    return predictions[predictions["label"].notna()]
+
+
+def class_ids(column: pd.Series) -> NDArray[np.int64]:
+    """The class ids of a `classification`, shape (rows,); the column has no nulls."""
+    return column.to_numpy(dtype=np.int64)
+
+
+def numbers(column: pd.Series) -> NDArray[np.float64]:
+    """The numbers of a `regression`, shape (rows,); the column has no nulls."""
+    return column.to_numpy(dtype=np.float64)
+
+
+def indicators(column: pd.Series, labels: int) -> NDArray[np.bool_]:
+    """Whether a label is in a row's list of `multi_label`, shape (rows, labels)."""
+    result = np.zeros((len(column), labels), dtype=np.bool_)
+    for row, ids in zip(result, column, strict=True):
+        row[np.asarray(ids, dtype=np.int64)] = True
+    return result
+
+
+def logit_matrix(column: pd.Series) -> NDArray[np.float32]:
+    """Shape (rows, outputs); the column has at least one row."""
+    return np.stack([np.asarray(logits, dtype=np.float32) for logits in column])
