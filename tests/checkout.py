@@ -32,6 +32,7 @@ class Checkout:
         self._tiny_model = tiny_model
         folder.mkdir(parents=True)
         shutil.copytree(ROOT / "stages", folder / "stages", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(Path(__file__).parent / "own.py", folder / "stages/custom")
         for name in ("dvc.yaml", ".gitignore", ".dvcignore"):
             shutil.copy(ROOT / name, folder)
         shutil.copytree(tiny_model, folder / "tiny")
@@ -77,17 +78,25 @@ class Checkout:
         (self.folder / "params.yaml").write_text(json.dumps(params, indent=1))
 
     def write_split(self, split: str, rows: int) -> None:
-        """Pairs of random words; equal pairs are `equivalent`."""
+        """Pairs of random words and three numbers; the label, by task, is whether, how or how much they are equal."""
         generator = random.Random(f"{split}{rows}")
+        task = json.loads((self.folder / "params.yaml").read_text())["data"]["task"]
         path = self.folder / f"data/sample/{split}.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["sentence1", "sentence2", "label"])
+            writer.writerow(["sentence1", "sentence2", "x0", "x1", "x2", "label"])
             for number in range(rows):
                 words = generator.choices(WORDS, k=generator.randint(2, 7))
-                other = words[::-1] if number % 5 < 3 else generator.choices(WORDS, k=4)
-                writer.writerow([" ".join(words), " ".join(other), "equivalent" if number % 5 < 3 else "different"])
+                equal = number % 5 < 3
+                other = words[::-1] if equal else generator.choices(WORDS, k=4)
+                label = {
+                    "classification": "equivalent" if equal else "different",
+                    "multi_label": ",".join(["equivalent"] * equal + ["long"] * (len(words) > 4)),
+                    "regression": f"{len(set(words) & set(other)) / len(set(words)):.3f}",
+                }[task]
+                numbers = [f"{generator.gauss(equal, 1):.4f}", number % 7, -len(words)]
+                writer.writerow([" ".join(words), " ".join(other), *numbers, label])
 
     def commit(self, message: str) -> None:
         self.run("git", "add", "-A")

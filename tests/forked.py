@@ -19,18 +19,19 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import stages.custom  # noqa: E402
+from stages.config.params import METRICS  # noqa: E402
 
 
 def serve() -> None:
     """Answer requests until standard input ends."""
-    sys.path.insert(0, str(ROOT))
     import evaluate  # noqa: F401  the slowest import, and train's only lazy one
     import faults
 
-    import stages
-
     for module in pkgutil.walk_packages(stages.__path__, "stages."):
-        if module.name not in ("stages.train", "stages.__main__") and not module.name.startswith("stages.metrics.c"):
+        if module.name not in ("stages.train", "stages.__main__") and not is_evaluate_module(module.name):
             importlib.import_module(module.name)
     for line in sys.stdin:
         request = json.loads(line)
@@ -40,6 +41,12 @@ def serve() -> None:
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 
+def is_evaluate_module(name: str) -> bool:
+    """Those are imported by `evaluate` alone, from a copy."""
+    package, _, module = name.rpartition(".")
+    return package == "stages.metrics" and module in METRICS
+
+
 def run(request: dict[str, Any], faults: Any) -> None:
     """The child: become train."""
     code = 1
@@ -47,6 +54,8 @@ def run(request: dict[str, Any], faults: Any) -> None:
         os.setsid()
         os.chdir(request["folder"])
         os.environ.update(request["env"])
+        # Modules come from the repository, but what a user brings along from the checkout.
+        stages.custom.__path__.insert(0, str(Path("stages/custom").absolute()))
         output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output, 1)
         os.dup2(output, 2)

@@ -185,5 +185,6 @@ def test_default_parameters_name_a_model_that_the_same_command_installs() -> Non
     from stages.storage.files import sha256_file
 
     folder = resolve_model(read_yaml(ROOT / "params.yaml")["model"]["source"], None)
+    assert folder is not None
     expected = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
     assert sha256_file(folder / "model.safetensors") == expected

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import itertools
-import json
 import math
 import os
 import pickle
@@ -24,7 +23,6 @@ from stages.run.checkpoint import CheckpointStore, DamagedError, SaveError, Snap
 from stages.run.saver import Saver, TimeSchedule
 from stages.storage import files
 from stages.training.history import History
-from stages.training.state import EarlyStopping
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
 TENSORS = st.builds(
@@ -296,15 +294,3 @@ def test_damaged_history_is_noticed(tmp_path: Path, damage: Callable[[Path], Non
     damage(history.path)
     with pytest.raises(DamagedError, match=r"h\.tsv"):
         history.check(history.position())
-
-
-def test_patience_counts_evaluations_without_improvement_and_survives() -> None:
-    stopper = EarlyStopping(higher_wins=True, patience=2, threshold=0.01)
-    for value in (0.5, 0.505):
-        stopper.update(value)
-    assert stopper.bad_evaluations == 1
-    resumed = EarlyStopping(higher_wins=True, patience=2, threshold=0.01)
-    resumed.load_state_dict(json.loads(json.dumps(stopper.state_dict())))
-    resumed.update(float("nan"))
-    assert resumed.reason == "no improvement in 2 evaluations"
-    assert resumed.best == 0.5

@@ -1,0 +1,58 @@
+"""What only training can find out is one line too, before or when it happens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from checkout import Checkout
+from training import SAVES, saved_steps, train
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"lr_scheduler_type": "nothing"}, "it should be one of linear"),
+        ({"lr_scheduler_type": ":X", "warmup_steps": 0}, "cannot be imported"),
+        ({"lr_scheduler_type": "StepLR"}, "has no warm-up"),
+        ({"lr_scheduler_type": "StepLR", "warmup_steps": 0, "lr_scheduler_kwargs": {"step_size": 0}}, "StepLR"),
+        (
+            {"lr_scheduler_type": "ReduceLROnPlateau", "warmup_steps": 0, "lr_scheduler_kwargs": {"factor": 2.0}},
+            "Factor",
+        ),
+        ({"lr_scheduler_type": "stages.plan.mine:New", "warmup_steps": 0}, "cannot be imported"),
+        ({"optim_kwargs": {"beta": 1}}, "train.optim_kwargs"),
+        ({"freeze": ["nothing.*"]}, "matches no parameter"),
+        ({"freeze": ["*"]}, "leaves no parameter"),
+        ({"class_weights": [1.0, 2.0, 3.0]}, "3 numbers for 2 classes"),
+        ({"device": "tpu"}, "train.device"),
+    ],
+)
+def test_training_parameter_that_only_a_library_can_judge_is_one_line(
+    prepared: Callable[..., Checkout], changes: dict[str, Any], expected: str
+) -> None:
+    checkout = prepared({"train": {}})
+    checkout.set_params({"train": {**SAVES, **changes}})
+    lines = [line for line in train(checkout, code=2).splitlines() if not line.startswith("new run")]
+    assert len(lines) == 1
+    assert expected in lines[0]
+
+
+def test_code_of_ones_own_that_the_deps_lack_is_refused_with_the_line_to_add(prepared: Callable[..., Checkout]) -> None:
+    checkout = prepared({"train": {"lr_scheduler_type": "mine:New", "warmup_steps": 0}})
+    (checkout.folder / "mine.py").write_text("class New: pass\n")
+    output = checkout.run("python", "-m", "stages.train", code=2)
+    assert "add the line `- mine.py` under stages.train.deps" in output
+
+
+def test_loss_that_is_not_finite_stops_with_its_step_and_keeps_the_state_before(
+    prepared: Callable[..., Checkout],
+) -> None:
+    checkout = prepared({"train": {"optim": "sgd", "learning_rate": 1e30, "max_grad_norm": None, "warmup_steps": 2}})
+    output = train(checkout, code=2)
+    step = saved_steps(checkout)[-1]
+    last = output.strip().splitlines()[-1]
+    assert f"the loss of step {step + 1} is" in last
+    assert "try a lower train.learning_rate" in last
+    assert not (checkout.folder / "models").exists()
