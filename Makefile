@@ -21,6 +21,10 @@ test: setup  ## run the tests
 demo: setup  ## start, kill -9, run again, compare hashes
 	tests/kill_demo.sh
 
+NAME ?= digits
+example: setup  ## NAME=digits (or regression, multi_label): run an example in examples/build/
+	$(BIN)/python examples/run.py $(NAME)
+
 KILLS ?= 100
 SEED ?= 0
 storm: setup  ## KILLS=100 SEED=0: kill whole runs at random times and compare every byte
@@ -34,4 +38,4 @@ lint: setup  ## ruff and mypy
 clean:  ## remove .venv and caches; runs, models and data stay
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
 
-.PHONY: help setup run test demo storm lint clean
+.PHONY: help setup run test demo example storm lint clean
