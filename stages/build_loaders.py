@@ -67,7 +67,7 @@ def build_loaders(params: Params, folder: Path) -> dict[str, Any]:
         "batches_per_epoch": shape.steps_per_epoch,
         "dropped_rows_per_epoch": shape.rows - shape.rows_per_epoch,
         "epochs": epochs,
-        "micro_batches_per_batch": shape.batch_size // shape.micro_batch_size,
+        "micro_batches_per_batch": loaders.micro_batches_per_step,
         "padding_efficiency": round(tokens / padded, 6),
         "rows": shape.rows,
     }

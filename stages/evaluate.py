@@ -8,6 +8,7 @@ from pathlib import Path
 
 from stages.config.errors import UserError, run_stage
 from stages.config.params import Params, load_params
+from stages.config.pipeline import load_stage, require_code_deps
 from stages.run.signals import die_with_parent
 
 CANDIDATES = Path("models/candidates")
@@ -19,6 +20,7 @@ def main() -> None:
     """Run the stage from params.yaml."""
     die_with_parent()
     params = load_params()
+    require_code_deps(load_stage("evaluate"), params)
 
     from stages.storage import files
 

@@ -8,7 +8,7 @@ import shlex
 import sys
 
 from stages.config.errors import UserError, quote, run_stage
-from stages.config.params import TrainParams, load_params
+from stages.config.params import Params, load_params
 from stages.run.signals import DVC_PID, die_with_parent
 
 
@@ -16,24 +16,40 @@ def main() -> None:
     """Replace this process by `<train.launcher> -m stages.train`."""
     die_with_parent()
     os.environ.pop(DVC_PID, None)  # a launcher's workers are no children of DVC, and this one is asked for already
-    train = load_params().train
+    params = load_params()
+    launcher = params.train.launcher
     try:
-        command = _auto(train) if train.launcher == "auto" else shlex.split(train.launcher)
+        command = _auto(params) if launcher == "auto" else shlex.split(launcher)
         os.execvp(command[0], [*command, "-m", "stages.train"])
     except (ValueError, IndexError, OSError) as error:
-        raise UserError(f"train.launcher is {quote(train.launcher)}, which cannot be started: {error}") from None
+        raise UserError(f"train.launcher is {quote(launcher)}, which cannot be started: {error}") from None
 
 
-def _auto(train: TrainParams) -> list[str]:
-    """torchrun over all visible GPUs if there are several, else this Python."""
-    # Where no GPU driver is installed, torch need not be imported to count them.
-    if train.device in ("auto", "cuda") and (ctypes.util.find_library("cuda") or ctypes.util.find_library("amdhip64")):
-        import torch
-
-        if torch.cuda.device_count() > 1:
-            torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-            return [*torchrun, f"--nproc-per-node={torch.cuda.device_count()}"]
+def _auto(params: Params) -> list[str]:
+    """torchrun over all visible GPUs, as far as a step has micro-batches for them, if that is more than one; else
+    this Python."""
+    gpus = count_gpus() if params.train.device in ("auto", "cuda") else 0
+    used = min(gpus, params.build_loaders.micro_batches_per_step)
+    if used < gpus:
+        print(
+            f"{gpus} GPUs are visible, but a step has {used} micro-batches: training on {used}; "
+            "write a smaller build_loaders.micro_batch_size to use more",
+            file=sys.stderr,
+            flush=True,
+        )
+    if used > 1:
+        return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={used}"]
     return [sys.executable]
+
+
+def count_gpus() -> int:
+    """The GPUs that CUDA or ROCm sees."""
+    # Where no driver is installed, torch need not be imported to count them.
+    if not (ctypes.util.find_library("cuda") or ctypes.util.find_library("amdhip64")):
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages.config.errors import UserError, run_stage
 from stages.config.params import FACTORY, EvaluateParams, Params, load_params
+from stages.config.pipeline import load_stage, require_code_deps
 from stages.run.signals import die_with_parent
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def main() -> None:
     """Run the stage from params.yaml."""
     die_with_parent()
     params = load_params()
+    require_code_deps(load_stage("select_best"), params)
     candidates = json.loads((METRICS / "candidates.json").read_text(encoding="utf-8"))
     ranked = rank(candidates, params.evaluate, params.select_best.tie_break)
 

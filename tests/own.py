@@ -150,3 +150,9 @@ def build_flawed(flaw: str, outputs: int = 2) -> nn.Module:
 
 def failing_metrics(evaluated: Any) -> dict[str, float]:
     raise ZeroDivisionError("no rows of class 7")
+
+
+def needs_twenty_rows(evaluated: Any) -> dict[str, float]:
+    if len(evaluated.label_ids) < 20:
+        raise ValueError("fewer than twenty rows")
+    return {"rows": len(evaluated.label_ids)}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from checkout import Checkout
-from training import TRAIN_OUTS, die_at, executed_steps, train
+from training import EARLY_STOPPING, TRAIN_OUTS, die_at, executed_steps, train
 
 FEATURES: dict[str, dict[str, Any]] = {
     "data": {"text_columns": [], "feature_columns": ["x*"]},
@@ -32,16 +32,7 @@ CONFIGURATIONS: dict[str, dict[str, dict[str, Any]]] = {
             "keep_candidates": 2,
         }
     },
-    "early stopping": {
-        "train": {
-            "num_train_epochs": 4,
-            "eval_strategy": "steps",
-            "eval_steps": 2,
-            "early_stopping_patience": 4,
-            "early_stopping_threshold": 0.05,
-            "learning_rate": 1e-5,
-        }
-    },
+    "early stopping": EARLY_STOPPING,
     "bf16": {"train": {"precision": "bf16", "lr_scheduler_type": "StepLR", "warmup_steps": 0,
                        "lr_scheduler_kwargs": {"step_size": 1}}},
     "fp16": {"train": {"precision": "fp16", "lr_scheduler_type": "cosine"}},

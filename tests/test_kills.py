@@ -23,21 +23,10 @@ from typing import Any
 import pytest
 from checkout import Checkout
 from conftest import ROOT
-from training import TRAIN_OUTS, die_at, executed_steps, saved_steps, start_training, train
+from training import EARLY_STOPPING, TRAIN_OUTS, die_at, executed_steps, saved_steps, start_training, train
 
 # With two checkpoints behind it, of steps 3 and 6.
 MID_RUN = r"on:checkpoints/\.step-00000009"
-
-EARLY_STOPPING = {
-    "train": {
-        "num_train_epochs": 4,
-        "eval_strategy": "steps",
-        "eval_steps": 2,
-        "early_stopping_patience": 4,
-        "early_stopping_threshold": 0.05,
-        "learning_rate": 1e-5,
-    }
-}
 
 
 def test_kill_at_every_kind_of_write_ends_with_the_same_bytes(prepared: Callable[..., Checkout]) -> None:

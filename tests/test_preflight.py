@@ -79,6 +79,17 @@ def test_metric_that_fails_is_found_before_training(prepared: Callable[..., Chec
     assert "failing_metrics" in line
 
 
+def test_metric_that_fails_on_a_few_rows_alone_is_a_doubt(prepared: Callable[..., Checkout]) -> None:
+    checkout = prepared(
+        {
+            "train": {"max_steps": 2, "num_train_epochs": 1},
+            "evaluate": {"metrics": ["accuracy", "stages.custom.own:needs_twenty_rows"], "eval_batch_size": 8},
+        }
+    )
+    assert "fewer than twenty rows (for 8 of 20 validation rows)" in train(checkout)
+    assert "rows" in (checkout.folder / "plots/eval.tsv").read_text().splitlines()[0]
+
+
 def test_looking_changes_nothing(prepared: Callable[..., Checkout]) -> None:
     params = {
         **FEATURES,

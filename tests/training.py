@@ -19,6 +19,16 @@ from forked import Forker
 TRAIN_OUTS = ("models/candidates", "metrics/train.json", "plots/train.tsv", "plots/eval.tsv")
 # Eight saves in 22 steps, so that a kill finds one behind it and one in the making.
 SAVES = {"save_strategy": "steps", "save_steps": 3}
+EARLY_STOPPING: dict[str, dict[str, Any]] = {
+    "train": {
+        "num_train_epochs": 4,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "early_stopping_patience": 4,
+        "early_stopping_threshold": 0.05,
+        "learning_rate": 1e-5,
+    }
+}
 
 
 @pytest.fixture(scope="session")

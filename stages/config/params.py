@@ -115,6 +115,11 @@ class BuildLoadersParams(Section):
             )
         return self
 
+    @property
+    def micro_batches_per_step(self) -> int:
+        """Of a whole step; an epoch's last may have fewer."""
+        return self.batch_size // self.micro_batch_size
+
 
 class CallbackParams(Section):
     class_: Annotated[str, Field(alias="class", pattern=r"^[\w.]+:\w+$")]
