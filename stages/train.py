@@ -158,8 +158,8 @@ def require_work_for(world: World, params: Params) -> None:
     if loaders.micro_batches_per_step < size:
         raise UserError(
             f"a step has {loaders.micro_batches_per_step} micro-batches (build_loaders.batch_size {loaders.batch_size} "
-            f"/ micro_batch_size {loaders.micro_batch_size}), fewer than the {size} processes of train.launcher; write a "
-            f"micro_batch_size of at most {max(loaders.batch_size // size, 1)}, or start fewer processes "
+            f"/ micro_batch_size {loaders.micro_batch_size}), fewer than the {size} processes of train.launcher; "
+            f"write a micro_batch_size of at most {max(loaders.batch_size // size, 1)}, or start fewer processes "
             "(train.launcher: python starts one)"
         )
 
