@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 
 from stages.config.errors import UserError, run_stage
-from stages.run.signals import DVC_PID
+from stages.run.signals import PARENT_PID
 
 
 def repro(arguments: list[str], fresh: bool) -> None:
@@ -27,7 +27,7 @@ def repro(arguments: list[str], fresh: bool) -> None:
     environment = os.environ | {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         "PYTHONHASHSEED": "0",
-        DVC_PID: str(os.getpid()),
+        PARENT_PID: str(os.getpid()),
     }
     os.execve(sys.executable, [sys.executable, "-m", "dvc", "repro", *arguments], environment)
 

@@ -9,17 +9,20 @@ import sys
 
 from stages.config.errors import UserError, quote, run_stage
 from stages.config.params import Params, load_params
-from stages.run.signals import DVC_PID, die_with_parent
+from stages.run.signals import PARENT_PID, die_with_parent
 
 
 def main() -> None:
     """Replace this process by `<train.launcher> -m stages.train`."""
     die_with_parent()
-    os.environ.pop(DVC_PID, None)  # a launcher's workers are no children of DVC, and this one is asked for already
     params = load_params()
     launcher = params.train.launcher
     try:
         command = _auto(params) if launcher == "auto" else shlex.split(launcher)
+        # This process becomes torchrun and so the parent of the workers; of other launchers nobody knows.
+        os.environ.pop(PARENT_PID, None)
+        if any(word.endswith(("torchrun", "torch.distributed.run")) for word in command[:3]):
+            os.environ[PARENT_PID] = str(os.getpid())
         os.execvp(command[0], [*command, "-m", "stages.train"])
     except (ValueError, IndexError, OSError) as error:
         raise UserError(f"train.launcher is {quote(launcher)}, which cannot be started: {error}") from None

@@ -92,7 +92,9 @@ def describe(
         runner_up = {"step": int(others[0].removeprefix("step-")), "value": candidates[others[0]][metric]}
         superlative = "highest" if params.evaluate.higher_wins else "lowest"
         reason = f"{superlative} validation {metric} of {len(ranked)} candidates: {value:.4f}"
-        if runner_up["value"] == value:
+        if value != value:
+            reason = f"no candidate has a number for {metric}; the {params.select_best.tie_break} wins"
+        elif runner_up["value"] == value:
             reason += f", tied with step {runner_up['step']}; the {params.select_best.tie_break} wins"
         else:
             reason += f", ahead of step {runner_up['step']} with {runner_up['value']:.4f}"

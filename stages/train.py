@@ -83,25 +83,28 @@ def lead() -> None:
     set_arithmetic(params.train.deterministic, params.train.tf32)
     inputs, state = prepare(params, device, world, run)
     candidates, store = Candidates(run.candidates, params), CheckpointStore(run.checkpoints, run.id)
-    loggers = make_loggers(params.train.loggers, run.path, run.id, params.model_dump())
+    loggers = make_loggers(params.train.loggers, run.path, run.id, params.model_dump(by_alias=True))
     resumer = Resumer(state, run, identity, store, candidates, inputs.total_steps, device, world.size, say)
     on_disk = resumer.resume(params.train.init_from_run)
     candidates.remove_unused(state.progress.candidates, store)
     if state.progress.step == 0:
         preflight(state, inputs, params, say)
 
-    world.join(device)
     if world.size > 1:
-        world.tell_state(state.state_dict())
+        with world.together():
+            with stop.suspended():
+                world.join(device)
+            world.tell_state(state.state_dict())
     recorder = Recorder(state, store, candidates, params.train, on_disk)
     failure: NonFiniteLoss | None = None
     try:
         with world.together():
             train(state, inputs, params, recorder, [ProgressBar(inputs.total_steps), *loggers], stop)
     except NonFiniteLoss as error:
-        failure = error  # raised before it touched anything, so the state is whole
+        failure = error  # the state is that of the step before
     recorder.finish()
-    world.leave()
+    with world.together():
+        world.leave()
     if failure is not None:
         raise failure
     if not state.progress.is_complete(inputs.total_steps):
@@ -136,18 +139,18 @@ def follow() -> NoReturn:
     params, world, stop = load_params(), World.from_environment(), StopRequest()
     device = pick_device(params.train.device, world.local_rank)
     set_arithmetic(params.train.deterministic, params.train.tf32)
-    world.join(device)  # the main process comes once everything is in order; until then a signal may end this one
-    stop.install()
-    inputs, state = prepare(params, device, world, None)
-    state.load_state_dict(world.tell_state(None))
-    torch.set_num_threads(state.progress.environment["threads"])
     failed = False
-    try:
-        with world.together():
+    with world.together():
+        world.join(device)  # the main process comes once everything is in order; until then a signal may end this one
+        stop.install()
+        inputs, state = prepare(params, device, world, None)
+        state.load_state_dict(world.tell_state(None))
+        torch.set_num_threads(state.progress.environment["threads"])
+        try:
             train(state, inputs, params, None, [], stop)
-    except NonFiniteLoss:
-        failed = True  # the main process says so
-    world.leave()
+        except NonFiniteLoss:
+            failed = True  # the main process says so
+        world.leave()
     ignore_stop_signals()
     sys.exit(2 if failed else 0 if state.progress.is_complete(inputs.total_steps) else 1)
 

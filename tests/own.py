@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -58,6 +62,22 @@ def a_value_a_class(logits: Tensor, labels: Tensor) -> Tensor:
     return functional.binary_cross_entropy_with_logits(logits, torch.zeros_like(logits), reduction="none")
 
 
+def sum_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """A scalar, but not the mean."""
+    return functional.cross_entropy(logits, labels, reduction="sum")
+
+
+class LearnedLoss(nn.Module):
+    """Has a parameter that nothing would train."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return self.scale * functional.cross_entropy(logits, labels)
+
+
 def mean_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """A scalar: the mean over the rows."""
     return functional.cross_entropy(logits, labels)
@@ -110,12 +130,20 @@ class UnsavableState(Callback):
         return {"when": object()}
 
 
+class Raises(Callback):
+    def on_step_end(self, state: Any) -> None:
+        raise LookupError("no such file")
+
+
 class NoCallback:
     pass
 
 
 class Flawed(MLP):
     """The MLP with one mistake of those that cost a night."""
+
+    directions: Tensor
+    seen: Tensor
 
     def __init__(self, flaw: str, outputs: int) -> None:
         super().__init__(3, 16, outputs)
@@ -125,6 +153,10 @@ class Flawed(MLP):
         if flaw == "large":
             for parameter in self.layers[4].parameters():
                 parameter.data *= 1000
+        if flaw == "outside":
+            self.directions = torch.randn(3, 3)
+        if flaw == "not persistent":
+            self.register_buffer("seen", torch.zeros(()), persistent=False)
         if flaw == "frozen":
             self.requires_grad_(False)
             self.idle = nn.Parameter(torch.zeros(1))
@@ -138,10 +170,19 @@ class Flawed(MLP):
             "nan": lambda: logits / 0,
             "integers": lambda: logits.argmax(dim=1, keepdim=True).expand(-1, 2),
             "transposed": lambda: logits.T,
+            "outside": lambda: self.layers(features @ self.directions),
+            "not persistent": lambda: logits + self.seen.add_(1),
+            "object": lambda: SimpleNamespace(logits=logits),
+            "asserts": lambda: self._assert(logits),
             "raises": lambda: features @ features,
             "tuple": lambda: (logits, features),
             "nothing": lambda: {"a": logits, "b": features},
         }.get(self.flaw, lambda: logits)()
+
+    @staticmethod
+    def _assert(logits: Tensor) -> Tensor:
+        assert logits.shape[1] == 7, "seven classes"
+        return logits
 
 
 def build_flawed(flaw: str, outputs: int = 2) -> nn.Module:
@@ -156,3 +197,52 @@ def needs_twenty_rows(evaluated: Any) -> dict[str, float]:
     if len(evaluated.label_ids) < 20:
         raise ValueError("fewer than twenty rows")
     return {"rows": len(evaluated.label_ids)}
+
+
+class Sampling(MLP):
+    """Draws in eval mode too, counts its calls in a buffer that it replaces, as user code does."""
+
+    calls: Tensor
+
+    def __init__(self, columns: int = 3) -> None:
+        super().__init__(columns, 16, 2)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, features: Tensor) -> dict[str, Tensor]:
+        if self.training:
+            self.calls = self.calls + 1
+        return super().forward(functional.dropout(features, 0.3, training=True))
+
+
+def build_sampling() -> nn.Module:
+    return Sampling()
+
+
+def nan_once(logits: Tensor, labels: Tensor) -> Tensor:
+    """NaN in the training step's loss that the environment names by the number of calls."""
+    loss = functional.cross_entropy(logits, labels, reduction="none")
+    if torch.is_grad_enabled():
+        CALLS.append(1)
+        if len(CALLS) == int(os.environ.get("NAN_AT", "0")):
+            return loss * float("nan")
+    return loss
+
+
+CALLS: list[int] = []
+
+
+def signals_rank_1(logits: Tensor, labels: Tensor) -> Tensor:
+    """Asks the second process alone to stop, in the middle of an evaluation."""
+    evaluates, once = not torch.is_grad_enabled(), os.environ.get("SIGNAL_FILE", "")
+    if evaluates and os.environ.get("RANK") == "1" and once and not Path(once).exists():
+        Path(once).touch()
+        os.kill(os.getpid(), signal.SIGTERM)
+    return functional.cross_entropy(logits, labels, reduction="none")
+
+
+class SignalsRank1(Callback):
+    """Asks the second process alone to stop, after a step."""
+
+    def on_step_end(self, state: Any) -> None:
+        if os.environ.get("RANK") == "1" and state.progress.step == int(os.environ.get("SIGNAL_AT", "0")):
+            os.kill(os.getpid(), signal.SIGTERM)

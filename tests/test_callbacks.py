@@ -104,6 +104,11 @@ def test_gradient_that_a_callback_broke_ends_the_run_before_it_is_in_the_weights
     assert "NotANumber made a gradient of step 1 infinite or NaN" in line
 
 
+def test_callback_that_raises_is_one_line_with_its_event_and_step(prepared: Callable[..., Checkout]) -> None:
+    line = train(prepared(with_callbacks("Raises")), code=2).strip().splitlines()[-1]
+    assert line.startswith("error: Raises.on_step_end at step 1: LookupError: no such file (own.py, line ")
+
+
 def test_callback_state_that_no_checkpoint_can_hold_is_refused_at_the_start(prepared: Callable[..., Checkout]) -> None:
     line = train(prepared(with_callbacks("UnsavableState")), code=2).strip().splitlines()[-1]
     assert "train.callbacks" in line

@@ -74,6 +74,7 @@ CONFIGURATIONS: dict[str, dict[str, dict[str, Any]]] = {
                   "optim_kwargs": {"momentum": 0.9, "nesterov": True}},
         "evaluate": {"metrics": ["r_squared", "spearmanr"], "metric_for_best_model": "loss"},
     },
+    "draws in eval mode": {**FEATURES, "model": {"source": "factory:stages.custom.own:build_sampling"}},
     "compiled": {**FEATURES, "train": {"compile": True}},
     "factory on text": {
         "model": {"source": "factory:stages.custom.own:build_bag", "kwargs": {"tokens": 200}},

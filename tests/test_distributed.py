@@ -159,10 +159,19 @@ def test_more_processes_than_micro_batches_a_step_is_one_line(prepared: Callable
     assert not list(checkout.folder.glob("runs/*/checkpoints/step-*"))
 
 
-def test_running_statistics_and_features_work_in_two_processes(prepared: Callable[..., Checkout]) -> None:
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"source": "factory:stages.custom.own:build_mlp"},  # returns a dict, has running statistics
+        {"source": "factory:stages.custom.own:build_flawed", "kwargs": {"flaw": "object"}},
+    ],
+)
+def test_model_of_ones_own_gives_the_same_bytes_twice_in_two_processes(
+    prepared: Callable[..., Checkout], model: dict[str, Any]
+) -> None:
     params: dict[str, dict[str, Any]] = {
         "data": {"text_columns": [], "feature_columns": ["x*"]},
-        "model": {"source": "factory:stages.custom.own:build_mlp"},
+        "model": model,
         "build_loaders": {"bucketing": "none", "batch_size": 8, "micro_batch_size": 4},
         "train": {"launcher": launcher(2), "num_train_epochs": 1},
     }
@@ -170,3 +179,46 @@ def test_running_statistics_and_features_work_in_two_processes(prepared: Callabl
     finish(first)
     finish(second)
     assert first.digests(*TRAIN_OUTS) == second.digests(*TRAIN_OUTS)
+
+
+def test_signal_to_one_process_between_steps_stops_all_with_the_state_saved(prepared: Callable[..., Checkout]) -> None:
+    checkout = several(prepared, 2, callbacks=[{"class": "stages.custom.own:SignalsRank1"}])
+    output = checkout.run(sys.executable, "-m", "stages.launch", code=None, SIGNAL_AT="5")
+    assert "stopped by SIGTERM after step 5, saved" in output
+    assert "/stages/" not in output, "a traceback of ours"
+    finish(checkout)
+    assert executed_steps(checkout) == [0, 5]
+
+
+def test_signal_to_one_process_in_an_evaluation_stops_all_and_it_is_done_again(
+    prepared: Callable[..., Checkout], tmp_path: Path
+) -> None:
+    loss = {"loss": "stages.custom.own:signals_rank_1", "class_weights": None, "launcher": launcher(2)}
+    params = {**SHAPE, "train": {**SHAPE["train"], **loss}, "evaluate": {"eval_batch_size": 4}}
+    checkout, reference = prepared(params), prepared(params)
+    # The look before training is main's alone, so the first evaluation of the second process is that of step 8.
+    output = checkout.run(sys.executable, "-m", "stages.launch", code=None, SIGNAL_FILE=str(tmp_path / "once"))
+    assert "stopped by SIGTERM after step 8, saved" in output
+    assert "/stages/" not in output, "a traceback of ours"
+    finish(checkout)
+    finish(reference)
+    assert executed_steps(checkout) == [0, 8]
+    assert checkout.digests(*TRAIN_OUTS) == reference.digests(*TRAIN_OUTS)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_launcher_that_ends_at_the_start_leaves_no_process_behind(
+    prepared: Callable[..., Checkout], number: signal.Signals
+) -> None:
+    checkout = several(prepared, 2, num_train_epochs=60, save_strategy="time", save_steps=None)
+    process = start(checkout)
+    while not list(checkout.folder.glob("runs/*/lock")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    pids = workers(process)
+    begin = time.monotonic()
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() - begin < 25, "a worker outlived its launcher"
+        time.sleep(0.1)

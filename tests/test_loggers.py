@@ -304,12 +304,6 @@ def test_failing_backend_is_one_line_and_training_goes_on(
     assert len(in_histories(tmp_path)["train/loss"]) == STEPS / 2
 
 
-def test_only_the_main_process_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RANK", "1")
-
-    assert make_loggers(list(LOGGERS), tmp_path, "run-1", PARAMS) == []
-
-
 if __name__ == "__main__":
     {"drive": drive, "train": train}[sys.argv[1]](sys.argv[2], Path(sys.argv[3]))
     sys.exit(0 if sys.argv[1] == "drive" else EXIT)

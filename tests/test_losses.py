@@ -137,6 +137,7 @@ def test_gradient_does_not_depend_on_the_cut_into_micro_batches(task: str, cuts:
         ("regression", {"loss": "huber", "loss_kwargs": {"beta": 1}}, "beta"),
         ("classification", {"loss": "cross_entropy", "loss_kwargs": {"reduction": "sum"}}, "reduction"),
         ("multi_label", {"loss": "bce_with_logits", "loss_kwargs": {"pos_weight": [1.0, 2.0]}}, "size"),
+        ("classification", {"loss": "own:LearnedLoss"}, "has parameters"),
         ("classification", {"loss": "own:nothing"}, "cannot be imported"),
         ("classification", {"loss": "torch.nn:CrossEntropyLoss", "loss_kwargs": {"x": 1}}, "unexpected keyword"),
         ("classification", {"class_weights": [1.0]}, "1 numbers for 3 classes"),

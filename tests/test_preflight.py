@@ -30,6 +30,9 @@ def flawed(prepared: Callable[..., Checkout], flaw: str, **train_params: Any) ->
         ("integers", "of type torch.int64; they have to be floats"),
         ("transposed", "logits of shape (2, 8) for 8 rows; the task and loss need (8, 2)"),
         ("raises", "fails on the first batch (features float32 (8, 3)): RuntimeError"),
+        ("outside", "saved and built again, the model gives other logits"),
+        ("not persistent", "forward changes the buffer seen, which is not persistent"),
+        ("asserts", "fails on the first batch (features float32 (8, 3)): AssertionError: seven classes"),
         ("tuple", "forward returns tuple"),
         ("nothing", "forward returns a mapping of a, b"),
         ("frozen", "the loss depends on no parameter that is trained"),
@@ -41,6 +44,29 @@ def test_error_stops_before_the_first_step(prepared: Callable[..., Checkout], fl
     assert len(errors) == 1
     assert expected in errors[0]
     assert not list(checkout.folder.glob("runs/*/checkpoints/step-*"))
+
+
+def test_last_micro_batch_that_the_model_cannot_take_stops(prepared: Callable[..., Checkout]) -> None:
+    """84 rows in batches of 83 leave one, of which BatchNorm has no variance."""
+    loaders = {"bucketing": "none", "batch_size": 83, "micro_batch_size": 83}
+    model = {"source": "factory:stages.custom.own:build_mlp"}
+    checkout = prepared({**FEATURES, "model": model, "build_loaders": loaders})
+    errors = [line for line in train(checkout, code=2).splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "fails on an epoch's last micro-batch, of 1 rows (write build_loaders.drop_last: true" in errors[0]
+
+
+def test_scalar_loss_that_is_no_mean_is_doubted(prepared: Callable[..., Checkout]) -> None:
+    output = train(flawed(prepared, "none", loss="stages.custom.own:sum_loss"))
+    assert "a scalar should be the mean over the rows" in output
+    assert "warning" not in train(flawed(prepared, "none", loss="stages.custom.own:mean_loss"))
+
+
+def test_loss_that_cannot_take_the_labels_stops(prepared: Callable[..., Checkout]) -> None:
+    checkout = flawed(prepared, "none", loss="torch.nn:BCEWithLogitsLoss")
+    errors = [line for line in train(checkout, code=2).splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "train.loss torch.nn:BCEWithLogitsLoss fails on logits float32 (8, 2) and labels int64 (8,)" in errors[0]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stages.config.errors import UserError
 from stages.run import checkpoint, codec
 from stages.run.checkpoint import CheckpointStore, DamagedError, SaveError, Snapshot
 from stages.run.saver import Saver, TimeSchedule
@@ -284,6 +285,17 @@ def test_history_is_cut_back_to_what_the_checkpoint_saw(tmp_path: Path) -> None:
     again.append(step=2, loss=1e-17)
     assert again.path.read_text() == "step\tloss\n1\t0.1\n2\t1e-17\n"
     assert again.position() == history.position()
+
+
+def test_row_with_other_columns_than_the_table_is_refused_after_a_resume_too(tmp_path: Path) -> None:
+    history = History(tmp_path / "h.tsv")
+    history.restore(None)
+    history.append(step=1, accuracy=0.5)
+    resumed = History(tmp_path / "h.tsv")
+    resumed.restore(history.position())
+    with pytest.raises(UserError, match="the columns were step, accuracy, and now are step, f1"):
+        resumed.append(step=2, f1=0.5)
+    assert history.path.read_text() == "step\taccuracy\n1\t0.5\n"
 
 
 @pytest.mark.parametrize("damage", DAMAGE)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from checkout import Checkout
-from training import SAVES, saved_steps, train
+from training import SAVES, TRAIN_OUTS, saved_steps, train
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,17 @@ from training import SAVES, saved_steps, train
             "Factor",
         ),
         ({"lr_scheduler_type": "stages.plan.mine:New", "warmup_steps": 0}, "cannot be imported"),
+        ({"loss": "math:pi"}, "train.loss is math:pi, which is no callable"),
+        ({"optim_kwargs": {"weight_decay": 0.5}}, "write train.weight_decay"),
+        ({"optim_kwargs": {"betas": [0.8]}}, "train.optim_kwargs"),
+        (
+            {
+                "lr_scheduler_type": "torch.optim.lr_scheduler:OneCycleLR",
+                "lr_scheduler_kwargs": {"max_lr": 1e-3, "total_steps": 5},
+                "warmup_steps": 0,
+            },
+            "Tried to step 6 times",
+        ),
         ({"optim_kwargs": {"beta": 1}}, "train.optim_kwargs"),
         ({"freeze": ["nothing.*"]}, "matches no parameter"),
         ({"freeze": ["*"]}, "leaves no parameter"),
@@ -44,6 +55,23 @@ def test_code_of_ones_own_that_the_deps_lack_is_refused_with_the_line_to_add(pre
     (checkout.folder / "mine.py").write_text("class New: pass\n")
     output = checkout.run("python", "-m", "stages.train", code=2)
     assert "add the line `- mine.py` under stages.train.deps" in output
+
+
+def test_loss_that_is_not_finite_once_costs_nothing(prepared: Callable[..., Checkout]) -> None:
+    """Running statistics too are those of the step before."""
+    params: dict[str, dict[str, Any]] = {
+        "data": {"text_columns": [], "feature_columns": ["x*"]},
+        "model": {"source": "factory:stages.custom.own:build_mlp"},
+        "build_loaders": {"bucketing": "none"},
+        "train": {"loss": "stages.custom.own:nan_once"},
+    }
+    reference, stopped = prepared(params), prepared(params)
+    train(reference)
+    # Two micro-batches a step, and two calls in the look before training.
+    assert "the loss of step 5 is nan" in train(stopped, code=2, NAN_AT="11")
+    assert saved_steps(stopped)[-1] == 4
+    assert "going on after step 4" in train(stopped)
+    assert stopped.digests(*TRAIN_OUTS) == reference.digests(*TRAIN_OUTS)
 
 
 def test_loss_that_is_not_finite_stops_with_its_step_and_keeps_the_state_before(

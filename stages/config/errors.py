@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 USER_ERROR_EXIT = 2
@@ -14,6 +17,22 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROF
 
 class UserError(Exception):
     """Something the user can mend. The message is one line: where, what was found, what is allowed."""
+
+
+@contextmanager
+def user_code(what: str) -> Iterator[None]:
+    """Whatever code of the user's, or a library that was given the user's values, raises in here becomes one line:
+    `what`, the kind of error, its message and where it was raised."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"{what}: {type(error).__name__}: {reason} ({Path(place.filename).name}, line {place.lineno})"
+        ) from error
 
 
 def quote(value: object, limit: int = 80) -> str:

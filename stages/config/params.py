@@ -144,7 +144,11 @@ class TrainParams(Section):
     loss: Name | None
     loss_kwargs: dict[str, Any]
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
-    class_weights: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] | Literal["balanced"] | None
+    class_weights: (
+        Annotated[list[Annotated[float, Field(gt=0, allow_inf_nan=False)]], Field(min_length=1)]
+        | Literal["balanced"]
+        | None
+    )
     eval_strategy: Literal["epoch", "steps"]
     eval_steps: PositiveInt | None
     early_stopping_patience: PositiveInt | None
@@ -202,11 +206,6 @@ class EvaluateParams(Section):
         for name in self.metrics:
             if self.metrics.count(name) > 1:
                 raise ValueError(f"evaluate.metrics names {quote(name)} twice")
-        if self.metric_for_best_model not in (*self.metrics, "loss") and not any(map(is_custom, self.metrics)):
-            raise ValueError(
-                f"evaluate.metric_for_best_model is {quote(self.metric_for_best_model)}, which is neither loss "
-                f"nor one of evaluate.metrics ({', '.join(self.metrics)})"
-            )
         if self.greater_is_better and self.metric_for_best_model == "loss":
             raise ValueError("evaluate.greater_is_better is true, but metric_for_best_model is loss: lower is better")
         known = {"loss", *(name for names in METRICS.values() for name in names)}
@@ -293,6 +292,12 @@ class Params(Section):
                     f"evaluate.metrics names {quote(name)}, which nobody knows for {self.data.task}; "
                     f"known are {', '.join(known)}, module:callable, and the folder of an evaluate module"
                 )
+        best = self.evaluate.metric_for_best_model
+        if best not in (*self.evaluate.metrics, "loss") and not any(map(is_custom, self.evaluate.metrics)):
+            raise ValueError(
+                f"evaluate.metric_for_best_model is {quote(best)}, which is neither loss nor one of evaluate.metrics "
+                f"({', '.join(self.evaluate.metrics)})"
+            )
         if self.data.task == "regression" and self.evaluate.threshold != 0.5:
             raise ValueError("evaluate.threshold is set, but data.task regression decides nothing; write 0.5")
 

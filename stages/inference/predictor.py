@@ -48,6 +48,7 @@ class Predictor:
             evaluate.eval_batch_size,
             self._device,
             self._params.train.precision,
+            self._params.train.seed,
         )
         table = load_raw(TOKENIZED, split).remove_columns([self._task.label_column]).to_pandas()
         labels, task = predictions.labels, self._task.task

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
-from stages.config.errors import UserError, quote
+from stages.config.errors import UserError, quote, user_code
 from stages.config.imports import import_object
 from stages.config.params import FACTORY, ModelParams
 from stages.modeling.head import Head
@@ -52,10 +52,8 @@ def build_model(params: ModelParams, folder: Path | None, head: Head, seed: int)
 
 def _call_factory(params: ModelParams) -> nn.Module:
     factory = import_object(params.source.removeprefix(FACTORY), "model.source")
-    try:
+    with user_code(f"model.source {quote(params.source)} with {quote(params.kwargs)}"):
         model = factory(**params.kwargs)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"model.source {quote(params.source)} with {quote(params.kwargs)}: {error}") from None
     if not isinstance(model, nn.Module):
         raise UserError(f"model.source {quote(params.source)} gives {type(model).__name__}; it should give a nn.Module")
     return model

@@ -10,7 +10,7 @@ from stages.config.errors import UserError, quote
 
 
 def pick_device(name: str, local_rank: int | None = None) -> torch.device:
-    """The device `train.device` names; `auto` is CUDA, else MPS, else the CPU.
+    """The device `train.device` names; `auto` is CUDA, else MPS, else the CPU. A CUDA device becomes the current one.
 
     Args:
         local_rank: of several processes on this machine, this one's number; each takes the CUDA device of its number.
@@ -20,10 +20,15 @@ def pick_device(name: str, local_rank: int | None = None) -> torch.device:
     """
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":
-        name = "cuda" if cuda else "mps" if mps else "cpu"
+        name = "cuda" if cuda else "mps" if mps and local_rank is None else "cpu"
     if local_rank is not None and name != "cpu":
         if name != "cuda":
             raise UserError(f"train.device is {quote(name)}, but several processes train; write auto, cpu or cuda")
+        if cuda and local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"train.launcher starts process {local_rank + 1} of this machine, which has "
+                f"{torch.cuda.device_count()} visible GPUs; start as many processes as GPUs, or write train.device: cpu"
+            )
         name = f"cuda:{local_rank}"
     try:
         device = torch.device(name)
@@ -34,6 +39,8 @@ def pick_device(name: str, local_rank: int | None = None) -> torch.device:
     )
     if missing or device.type not in ("cpu", "cuda", "mps"):
         raise UserError(f"train.device is {quote(name)}, which this machine does not have; write auto")
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     return device
 
 

@@ -15,33 +15,33 @@ Batch = dict[str, Tensor]
 """What the model takes, by column, `labels` excluded."""
 
 
-class Forward:
-    """Calls `module` (by default `model` itself) as `model.forward` wants it.
+class Forward(nn.Module):
+    """Calls `model` as its own forward wants it; a module, so that DDP and torch.compile see a tensor come out.
 
-    Columns that `forward` names are given by name; those it does not take are left out. If it names none, the first
-    column (`features`, `input_ids`) is given by position.
+    Columns that `model.forward` names are given by name; those it does not take are left out. If it names none, the
+    first column (`features`, `input_ids`) is given by position.
     """
 
-    def __init__(self, model: nn.Module, module: nn.Module | None = None) -> None:
-        self._module = model if module is None else module
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
         parameters = inspect.signature(model.forward).parameters.values()
         self._names = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD}
         self._takes_all = len(self._names) < len(parameters)
 
-    def __call__(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch) -> Tensor:
         """Logits of shape (rows, outputs), in the model's own precision.
 
         Raises:
             UserError: the model returns no logits.
         """
         named = {name: tensor for name, tensor in batch.items() if self._takes_all or name in self._names}
-        output = self._module(**named) if named else self._module(next(iter(batch.values())))
-        logits = _logits(output)
+        logits = _logits(self.model(**named) if named else self.model(next(iter(batch.values()))))
         return logits.unsqueeze(1) if logits.ndim == 1 else logits
 
 
 def compiled(module: nn.Module) -> nn.Module:
-    """`module` through torch.compile, with symbolic sizes: the code must not depend on which batch came first."""
+    """`module` through torch.compile, with symbolic sizes: its code depends little on which batch came first."""
     return cast(nn.Module, torch.compile(module, dynamic=True))
 
 

@@ -68,7 +68,10 @@ class Saver:
         """Copy the state now and commit it beside the loop, after the one in flight is done."""
         self.wait()
         begin = time.monotonic()
-        snapshot = Snapshot.of(step, state())
+        try:
+            snapshot = Snapshot.of(step, state())
+        except TypeError as error:
+            raise SaveError(f"checkpoint of step {step}: {error}") from None
         self._thread = threading.Thread(target=self._write, args=(snapshot, begin), name="checkpoint")
         self._thread.start()
 

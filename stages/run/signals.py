@@ -8,14 +8,16 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 SECOND_CTRL_C_SECONDS = 2.0
 _PR_SET_PDEATHSIG = 1
-# Set by `python -m stages repro` to the process that becomes DVC: the parent of every stage.
-DVC_PID = "HOLDFAST_DVC_PID"
+# The process that a stage is started by: set by `python -m stages repro`, which becomes DVC, and for its workers by the
+# launcher.
+PARENT_PID = "HOLDFAST_PARENT_PID"
 
 
 class StopRequest:
@@ -35,6 +37,22 @@ class StopRequest:
         for number in STOP_SIGNALS:
             signal.signal(number, self._handle)
 
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """In here a signal ends the process at once: for waits that Python cannot leave, while there is nothing to
+        save. Ends it as well if there was one before."""
+        self.leave_if_asked()
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        yield
+        self.install()
+
+    def leave_if_asked(self) -> None:
+        """End the process, with nothing to save, if a signal asked for it."""
+        if self.signal is not None:
+            print(f"stopped by {self.signal.name}; run the same command again to go on", file=sys.stderr, flush=True)
+            os._exit(1)
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.signal is None:
             self.signal, self._since = signal.Signals(number), time.monotonic()
@@ -53,7 +71,7 @@ def ignore_stop_signals(worker: int = 0) -> None:
 def die_with_parent() -> None:
     """Ask for SIGTERM when the parent dies: DVC, killed alone, tells its children nothing."""
     _ask_for_signal()
-    if DVC_PID in os.environ and os.environ[DVC_PID] != str(os.getppid()):
+    if os.environ.get(PARENT_PID) not in (None, str(os.getppid())):
         os.kill(os.getpid(), signal.SIGTERM)  # it died before it could be asked about
 
 

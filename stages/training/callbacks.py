@@ -20,8 +20,8 @@
 What a callback must not forget when it is killed belongs into its `state_dict`: numbers, text, None, tensors, and
 lists, tuples and dicts of them. It is part of every checkpoint. torch, NumPy and Python random numbers are seeded
 before `on_pre_optimizer_step`, by (seed, step), so drawing them there is repeatable. With several processes every one
-of them runs the callbacks; what a callback does to gradients
-has to be the same on all.
+of them runs the callbacks: what they do to gradients has to be the same on all, and the state that is saved is that of
+the main one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from stages.config.errors import UserError, quote
+from stages.config.errors import UserError, quote, user_code
 from stages.config.imports import import_object
 from stages.config.params import CallbackParams, Params
 from stages.run.codec import Tree
@@ -79,37 +79,35 @@ class CallbackList:
         self._callbacks, self._state = callbacks, state
 
     def on_train_begin(self) -> None:
-        for callback in self._callbacks:
-            callback.on_train_begin(self._state)
+        self._each("on_train_begin")
 
     def on_evaluate(self, scores: dict[str, float]) -> None:
-        for callback in self._callbacks:
-            callback.on_evaluate(self._state, scores)
+        self._each("on_evaluate", scores)
 
     def on_pre_optimizer_step(self) -> None:
-        for callback in self._callbacks:
-            if type(callback).on_pre_optimizer_step is Callback.on_pre_optimizer_step:
-                continue
-            callback.on_pre_optimizer_step(self._state)
-            gradients = [p.grad for p in self._state.model.parameters() if p.grad is not None]
-            if not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
-                # Before it is in the weights, and from there in every checkpoint.
-                raise UserError(
-                    f"train.callbacks: {type(callback).__name__} made a gradient of step "
-                    f"{self._state.progress.step + 1} infinite or NaN"
-                )
+        changing = [c for c in self._callbacks if type(c).on_pre_optimizer_step is not Callback.on_pre_optimizer_step]
+        self._each("on_pre_optimizer_step", among=changing)
+        gradients = [p.grad for p in self._state.model.parameters() if p.grad is not None] if changing else []
+        if not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
+            # Before it is in the weights, and from there in every checkpoint.
+            names = " or ".join(type(callback).__name__ for callback in changing)
+            raise UserError(
+                f"train.callbacks: {names} made a gradient of step {self._state.progress.step + 1} infinite or NaN"
+            )
 
     def on_step_end(self) -> None:
-        for callback in self._callbacks:
-            callback.on_step_end(self._state)
+        self._each("on_step_end")
 
     def on_log(self, row: dict[str, float]) -> None:
-        for callback in self._callbacks:
-            callback.on_log(self._state, row)
+        self._each("on_log", row)
 
     def on_train_end(self) -> None:
-        for callback in self._callbacks:
-            callback.on_train_end(self._state)
+        self._each("on_train_end")
+
+    def _each(self, event: str, *values: Any, among: Sequence[Callback] | None = None) -> None:
+        for callback in self._callbacks if among is None else among:
+            with user_code(f"{type(callback).__name__}.{event} at step {self._state.progress.step}"):
+                getattr(callback, event)(self._state, *values)
 
 
 class EarlyStopping(Callback):
@@ -160,10 +158,8 @@ def make_callbacks(params: Params) -> dict[str, Callback]:
 
 def _load(entry: CallbackParams) -> Callback:
     cls: Any = import_object(entry.class_, "train.callbacks")
-    try:
+    with user_code(f"train.callbacks: {entry.class_} with {quote(entry.kwargs)}"):
         made = cls(**entry.kwargs)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"train.callbacks: {entry.class_} with {quote(entry.kwargs)}: {error}") from None
     if not isinstance(made, Callback):
         raise UserError(f"train.callbacks: {entry.class_} is not derived from stages.training.callbacks.Callback")
     return made

@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from stages.config.errors import UserError
 from stages.run import codec
 from stages.run.signals import StopRequest
+from stages.training.state import Progress
 
 MAIN = 0
 
@@ -46,13 +47,8 @@ class World:
 
     def join(self, device: torch.device) -> None:
         """Wait until all processes are here. CPU tensors go through gloo, CUDA's through NCCL."""
-        if self.size == 1:
-            return
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-            dist.init_process_group("cpu:gloo,cuda:nccl")
-        else:
-            dist.init_process_group("gloo")
+        if self.size > 1:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
 
     def leave(self) -> None:
         """Wait until all processes are done: torchrun ends the others as soon as one has failed."""
@@ -68,7 +64,10 @@ class World:
         except RuntimeError as error:
             if self.size == 1 or not ("gloo" in str(error).lower() or isinstance(error, dist.DistError)):
                 raise
-            raise UserError("another process of this job ended; run the same command again to go on") from error
+            reason = str(error).splitlines()[0][:200]
+            raise UserError(
+                f"another process of this job ended or cannot be reached ({reason}); run the same command again"
+            ) from error
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum of `value` over all processes, in place."""
@@ -84,12 +83,17 @@ class World:
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return [int(value) for value in tensor]
 
-    def agree_to_stop(self, stop: StopRequest, reason: str | None) -> str | None:
-        """Let a stop signal, or a callback's reason to stop, of any process count for all; the reason."""
-        number, stops = self.maximum(int(stop.signal or 0), int(reason is not None))
+    def agree_to_stop(self, stop: StopRequest, progress: Progress) -> bool:
+        """Let a stop signal, or a callback's reason to stop, of any process count for all; whether there is one.
+
+        What arrives later in one process counts when they agree again.
+        """
+        number, stopped = self.maximum(int(stop.signal or 0), int(progress.stop_reason is not None))
         if number and stop.signal is None:
             stop.signal = signal.Signals(number)
-        return reason or ("a callback of another process stopped it" if stops else None)
+        if stopped and progress.stop_reason is None:
+            progress.stop_reason = "a callback of another process stopped it"
+        return bool(number or stopped)
 
     def tell(self, value: Any) -> Any:
         """Main's `value` (what JSON can hold), in every process. Nothing is unpickled."""

@@ -22,6 +22,7 @@ from stages.training.distributed import World
 from stages.training.losses import Objective
 from stages.training.precision import autocast
 from stages.training.progress import bar_options
+from stages.training.randomness import EVALUATION, seed_all
 
 
 class Stopped(Exception):
@@ -53,30 +54,33 @@ def predict(
     batch_size: int,
     device: torch.device,
     precision: str,
+    seed: int,
     stop_requested: Callable[[], bool] = lambda: False,
     world: World = World(),  # noqa: B008  frozen
 ) -> Predictions:
     """Run `model` over `split` in eval mode, rows of like length together, and give the results in the split's order.
 
     The processes of `world` share the batches, which are the same for any number of them; every row is in one, so
-    every process gets each row's result once.
+    every process gets each row's result once. A model that draws random numbers even so draws the same each time.
 
     Raises:
         Stopped: in every process, as soon as `stop_requested()` is true in one at the start of a batch.
     """
     order = np.argsort(-lengths(split), kind="stable")
-    batches = [order[i : i + batch_size].tolist() for i in range(0, len(order), batch_size)][world.rank :: world.size]
+    batches = [order[i : i + batch_size].tolist() for i in range(0, len(order), batch_size)]
+    numbers = range(world.rank, len(batches), world.size)
     labelled = "labels" in split.column_names
     forward, outputs = Forward(model), 0
-    logits, losses, weight = torch.zeros(0), torch.zeros(split.num_rows), torch.zeros((), dtype=torch.float64)
+    logits, losses = torch.zeros(0), torch.zeros(split.num_rows)
     world.tell_buffers(model)
     was_training, stopped = model.training, False
     model.eval()
     try:
-        loader = make_loader(split, batches, tokenizer, device, 0)
-        for rows, batch in zip(batches, tqdm(loader, **bar_options("evaluating", "batch")), strict=True):
+        loader = make_loader(split, [batches[number] for number in numbers], tokenizer, device, 0)
+        for number, batch in zip(numbers, tqdm(loader, **bar_options("evaluating", "batch")), strict=True):
             if stopped := stop_requested():
                 break
+            seed_all(seed, EVALUATION, number)
             inputs = to_device(batch, device)
             targets = inputs.pop("labels") if labelled else None
             with autocast(device, precision):
@@ -85,10 +89,9 @@ def predict(
             if not outputs:
                 outputs = output.shape[1]
                 logits = torch.zeros(split.num_rows, outputs)
-            logits[rows] = output.cpu()
+            logits[batches[number]] = output.cpu()
             if targets is not None:
-                losses[rows] = objective.each_row(output, targets).cpu()
-                weight += objective.weight(targets)
+                losses[batches[number]] = objective.each_row(output, targets).cpu()
     finally:
         model.train(was_training)
     any_stopped, outputs = world.maximum(int(stopped), outputs)
@@ -97,14 +100,14 @@ def predict(
     if world.size > 1:
         # Each row is nought in all processes but one.
         logits = world.sum(logits if len(logits) else torch.zeros(split.num_rows, outputs))
-        losses, weight = world.sum(losses), world.sum(weight)
+        losses = world.sum(losses)
     labels = _labels(split) if labelled else None
     return Predictions(
         logits.numpy(),
         None if labels is None else labels.numpy(),
         losses.numpy() if labelled else None,
         # Summed in the split's order and in fp64, so that neither the batch size nor the processes play a part.
-        float(losses.double().sum() / weight) if labelled else None,
+        None if labels is None else float(losses.double().sum() / objective.weight(labels)),
     )
 
 

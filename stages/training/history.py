@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from stages.config.errors import UserError
 from stages.run.checkpoint import DamagedError
 from stages.storage.files import fsync
 
@@ -25,9 +26,13 @@ class History:
         self._bytes = self._crc32 = 0
 
     def append(self, **values: float | int) -> None:
-        """Add a row; the same columns as in the row before, in the same order."""
+        """Add a row. Raises UserError if it has other columns than the rows before."""
         if not self._bytes:
             self._write("\t".join(values))
+        with self.path.open(encoding="utf-8") as file:
+            columns = file.readline().rstrip("\n").split("\t")
+        if columns != list(values):
+            raise UserError(f"{self.path}: the columns were {', '.join(columns)}, and now are {', '.join(values)}")
         self._write("\t".join(map(repr, values.values())))
 
     def rows(self) -> list[dict[str, float]]:

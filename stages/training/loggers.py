@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from stages.config.errors import UserError
 from stages.storage.files import dumps
 from stages.training.callbacks import Callback
-from stages.training.distributed import World
 
 if TYPE_CHECKING:
     from stages.training.state import TrainState
@@ -202,9 +201,9 @@ LOGGERS: dict[str, type[Logger]] = {logger.name: logger for logger in (TensorBoa
 
 
 def make_loggers(names: Sequence[str], folder: Path, run_id: str, params: dict[str, Any]) -> list[Callback]:
-    """The loggers of `train.loggers`, which write below the run's `folder`; none but in the main process.
+    """The loggers of `train.loggers`, which write below the run's `folder`; for the main process alone.
 
     Raises:
         UserError: a package is not there.
     """
-    return [LOGGERS[name](folder, run_id, params) for name in names if World.from_environment().is_main]
+    return [LOGGERS[name](folder, run_id, params) for name in names]

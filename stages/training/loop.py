@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from stages.config.errors import UserError
 from stages.config.params import Params, TrainParams
 from stages.data.collate import make_loader, to_device
 from stages.data.store import Task
+from stages.modeling.buffers import remember_buffers
 from stages.modeling.forward import Forward, compiled
 from stages.plan.batch_plan import BatchPlan, MicroBatch, share
 from stages.run.signals import StopRequest, ignore_stop_signals
@@ -70,8 +72,8 @@ def train(
     model, optimizer, scaler, progress = state.model, state.optimizer, state.scaler, state.progress
     device, objective, world, options = inputs.device, inputs.objective, inputs.world, params.train
     callbacks = CallbackList([*state.callbacks.values(), *watchers], state)
-    parallel = Parallel(model, world, device)
-    forward = Forward(model, compiled(parallel.module) if options.compile else parallel.module)
+    parallel = Parallel(Forward(model), world, device)
+    forward = compiled(parallel.module) if options.compile else parallel.module
     trained = [p for p in model.parameters() if p.requires_grad]
     steps = inputs.plan.steps(progress.step + 1, inputs.total_steps)
     batches = iter(_load(inputs, progress.step + 1, options.num_workers))
@@ -79,20 +81,21 @@ def train(
     model.train()
 
     while True:
-        progress.stop_reason = world.agree_to_stop(stop, progress.stop_reason)
+        stops = world.agree_to_stop(stop, progress)
         if is_evaluation_due(options, state, inputs.total_steps):
             scores = evaluate(state, inputs, params, stop)
-            if scores is None:
-                break  # asked to stop half-way: a resumed run does it again
+            if scores is None:  # asked to stop half-way: a resumed run does it again
+                world.agree_to_stop(stop, progress)
+                break
             state.schedule.after_evaluation(scores["loss"])
             if recorder:
                 recorder.keep_candidate(scores)
             progress.evaluated_step = progress.step
             callbacks.on_evaluate(scores)
-            progress.stop_reason = world.agree_to_stop(stop, progress.stop_reason)
+            stops = world.agree_to_stop(stop, progress)
         if recorder:
             recorder.save_if_due()
-        if stop.signal or progress.stop_reason or progress.step == inputs.total_steps:
+        if stops or progress.step == inputs.total_steps:
             break
 
         # One optimizer step: the mean over its rows, however it is cut into micro-batches and processes.
@@ -101,6 +104,7 @@ def train(
         weights = [objective.weight(batch["labels"]) for micro_batch, batch in mine if micro_batch.counted]
         weight = world.sum(torch.tensor(sum(weights), dtype=torch.float64)).item()
         loss = torch.zeros((), device=device)
+        put_buffers_back = remember_buffers(model)
         for micro_batch, batch in mine:
             seed_all(options.seed, micro_batch.step, micro_batch.micro_batch)
             batch = to_device(batch, device)
@@ -116,6 +120,8 @@ def train(
         grad_norm = clip_grad_norm_(trained, options.max_grad_norm or math.inf).item()
         skipped = overflowed(scaler, optimizer)
         if not math.isfinite(step_loss) or not (math.isfinite(grad_norm) or skipped):
+            put_buffers_back()
+            callbacks.on_train_end()
             raise _non_finite(step_loss, grad_norm, step)
         if not skipped:
             seed_all(options.seed, step[0].step, AFTER_BACKWARD)
@@ -126,8 +132,7 @@ def train(
         optimizer.zero_grad()
 
         progress.step += 1
-        if not skipped:
-            state.schedule.after_step(state.ends_epoch)
+        state.schedule.after_step(state.ends_epoch, skipped)
         progress.count(step_loss, rows=sum(len(micro_batch.rows) for micro_batch in step))
         callbacks.on_step_end()
         if progress.step % options.logging_steps == 0 or progress.step == inputs.total_steps:
@@ -155,6 +160,7 @@ def evaluate(state: TrainState, inputs: Inputs, params: Params, stop: StopReques
             params.evaluate.eval_batch_size,
             inputs.device,
             params.train.precision,
+            params.train.seed,
             lambda: stop.signal is not None,
             inputs.world,
         )
@@ -162,6 +168,8 @@ def evaluate(state: TrainState, inputs: Inputs, params: Params, stop: StopReques
         return None
     scores = predictions.scores(inputs.task, params.evaluate) if inputs.world.is_main else None
     scores = inputs.world.tell(scores)
+    if inputs.world.is_main and not math.isfinite(scores["loss"]):
+        print(f"warning: the validation loss of step {state.progress.step} is {scores['loss']}", file=sys.stderr)
     state.record("eval", scores)
     return scores
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import datasets
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from stages.config.errors import UserError, quote
+from stages.config.errors import UserError, quote, user_code
 from stages.config.imports import import_object
 from stages.config.params import LOSSES, TrainParams, is_custom
 from stages.data.store import Task
@@ -37,8 +37,9 @@ class Objective:
 
     def each_row(self, logits: Tensor, labels: Tensor) -> Tensor:
         """As `rows`, but every row's own value also from a loss that gives a mean."""
-        if self._loss(logits.float(), labels).ndim:
-            return self.rows(logits, labels)
+        values = self._loss(logits.float(), labels)
+        if values.ndim:
+            return values.float()
         return torch.cat([self.rows(logits[i : i + 1], labels[i : i + 1]) for i in range(len(labels))])
 
     def weight(self, labels: Tensor) -> float:
@@ -61,10 +62,13 @@ def make_objective(train: TrainParams, task: Task, train_split: datasets.Dataset
     weights = _class_weights(train.class_weights, task, train_split)
     if is_custom(name):
         return Objective(_custom(name, train.loss_kwargs), None)
-    kwargs: dict[str, Any] = {
-        key: torch.tensor(value, device=device) if isinstance(value, list) else value
-        for key, value in train.loss_kwargs.items()
-    }
+    with user_code(f"train.loss_kwargs {quote(train.loss_kwargs)} for {name}"):
+        kwargs: dict[str, Any] = {
+            key: torch.tensor(value, device=device) if isinstance(value, list) or key == "pos_weight" else value
+            for key, value in train.loss_kwargs.items()
+        }
+    if "ignore_index" in kwargs:
+        raise UserError("train.loss_kwargs: ignore_index is of no use here, as every row has a label; leave it out")
     on_device = None if weights is None else weights.to(device)
     smoothing = train.label_smoothing
 
@@ -111,19 +115,19 @@ def _try_keywords(loss: RowLoss, task: Task, name: str, kwargs: dict[str, Any], 
         "multi_label": torch.zeros(1, classes),
         "regression": torch.zeros(1),
     }[task.task]
-    try:
+    with user_code(f"train.loss_kwargs {quote(kwargs)} for {name}"):
         loss(torch.zeros(1, classes, device=device), labels.to(device))
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"train.loss_kwargs {quote(kwargs)} for {name}: {error}") from None
 
 
 def _custom(path: str, kwargs: dict[str, Any]) -> RowLoss:
     """The user's `module:callable`, or an instance of it where it is a class, such as one of torch.nn."""
     found = import_object(path, "train.loss")
-    try:
+    if not callable(found):
+        raise UserError(f"train.loss is {path}, which is no callable but {type(found).__name__}")
+    with user_code(f"train.loss_kwargs {quote(kwargs)} for {path}"):
         function: Any = found(**kwargs) if inspect.isclass(found) else partial(found, **kwargs)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"train.loss_kwargs {quote(kwargs)} for {path}: {error}") from None
+    if isinstance(function, nn.Module) and any(True for _ in function.parameters()):
+        raise UserError(f"train.loss {path} has parameters, which nothing would train; make them part of the model")
 
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
         # (rows, 1) against (rows,) would broadcast to (rows, rows) without a word.
@@ -153,6 +157,7 @@ def _class_weights(wanted: object, task: Task, train_split: datasets.Dataset) ->
         labels = batch["labels"]
         counts += torch.bincount(labels, minlength=classes) if labels.ndim == 1 else labels.sum(dim=0)
     if task.task == "multi_label":
-        return (len(train_split) - counts) / counts
+        weights = (len(train_split) - counts) / counts
+        return torch.where(weights > 0, weights, 1.0)  # a label on every row has no negatives to balance
     # As scikit-learn's class_weight="balanced": n_samples / (n_classes * count).
     return counts.sum() / (classes * counts)

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau, StepLR
 from transformers import get_scheduler
 
-from stages.config.errors import UserError, quote
+from stages.config.errors import UserError, quote, user_code
 from stages.config.imports import import_object
 from stages.config.params import TrainParams
 
@@ -23,8 +23,11 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
     "adafactor": torch.optim.Adafactor,
 }
 WITH_WARMUP = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
-PER_EPOCH = {"StepLR": StepLR}
-PER_EVALUATION = {"ReduceLROnPlateau": ReduceLROnPlateau}
+BY_NAME = {"StepLR": StepLR, "ReduceLROnPlateau": ReduceLROnPlateau}
+
+
+# Steps of a scheduler that are tried before training: some milliseconds a thousand.
+MAX_REHEARSED = 100_000
 
 
 def freeze(model: nn.Module, patterns: Iterable[str]) -> None:
@@ -56,12 +59,18 @@ def make_optimizer(model: nn.Module, train: TrainParams, device: torch.device) -
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     kwargs = dict(train.optim_kwargs)
-    if train.optim in ("adamw_torch", "adam") and device.type in ("cpu", "cuda"):
+    for key, instead in (("lr", "learning_rate"), ("weight_decay", "weight_decay")):
+        if key in kwargs:
+            raise UserError(f"train.optim_kwargs: {key} is set elsewhere; write train.{instead}")
+    fusible = train.optim in ("adamw_torch", "adam") and device.type in ("cpu", "cuda")
+    if fusible and not {"foreach", "differentiable"} & kwargs.keys():
         kwargs.setdefault("fused", True)
-    try:
+    with user_code(f"train.optim_kwargs {quote(train.optim_kwargs)} for {train.optim}"):
+        # A step that moves nothing of the model: some keywords are only looked at then.
+        rehearsed = nn.Parameter(torch.zeros(2, 2, device=device))
+        rehearsed.grad = torch.zeros_like(rehearsed)
+        OPTIMIZERS[train.optim]([rehearsed], lr=train.learning_rate, **kwargs).step()  # type: ignore[call-arg]
         return OPTIMIZERS[train.optim]([g for g in groups if g["params"]], lr=train.learning_rate, **kwargs)  # type: ignore[call-arg]
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"train.optim_kwargs {quote(train.optim_kwargs)} for {train.optim}: {error}") from None
 
 
 class Schedule:
@@ -71,14 +80,15 @@ class Schedule:
     validation loss.
     """
 
-    def __init__(self, name: str, scheduler: LRScheduler | ReduceLROnPlateau) -> None:
-        self._name = name
+    def __init__(self, scheduler: LRScheduler | ReduceLROnPlateau) -> None:
         self.scheduler = scheduler
 
-    def after_step(self, ends_epoch: bool) -> None:
-        if self._name in PER_EVALUATION or (self._name in PER_EPOCH and not ends_epoch):
+    def after_step(self, ends_epoch: bool, skipped: bool) -> None:
+        """`skipped`: the optimizer did not step, so a schedule of its steps does not either."""
+        if isinstance(self.scheduler, ReduceLROnPlateau):
             return
-        self.scheduler.step()  # type: ignore[call-arg]
+        if ends_epoch if isinstance(self.scheduler, StepLR) else not skipped:
+            self.scheduler.step()
 
     def after_evaluation(self, loss: float) -> None:
         if isinstance(self.scheduler, ReduceLROnPlateau):
@@ -94,10 +104,9 @@ def make_schedule(optimizer: Optimizer, train: TrainParams, total_steps: int) ->
     """
     name, kwargs = train.lr_scheduler_type, train.lr_scheduler_kwargs
     warmup = round(train.warmup_steps * total_steps) if train.warmup_steps < 1 else int(train.warmup_steps)
-    known = {**PER_EPOCH, **PER_EVALUATION}
-    if name not in {**WITH_WARMUP, **known} and ":" not in name:
+    if name not in {**WITH_WARMUP, **BY_NAME} and ":" not in name:
         raise UserError(
-            f"train.lr_scheduler_type is {quote(name)}; it should be one of {', '.join([*WITH_WARMUP, *known])}, "
+            f"train.lr_scheduler_type is {quote(name)}; it should be one of {', '.join([*WITH_WARMUP, *BY_NAME])}, "
             "or module:Class"
         )
     if name not in WITH_WARMUP and train.warmup_steps:
@@ -105,7 +114,7 @@ def make_schedule(optimizer: Optimizer, train: TrainParams, total_steps: int) ->
             f"train.warmup_steps is {train.warmup_steps}, but {name} has no warm-up; write 0, "
             f"or one of {', '.join(WITH_WARMUP)}"
         )
-    cls = None if name in WITH_WARMUP else known.get(name) or import_object(name, "train.lr_scheduler_type")
+    cls = None if name in WITH_WARMUP else BY_NAME.get(name) or import_object(name, "train.lr_scheduler_type")
 
     def build(for_optimizer: Optimizer) -> Any:
         if cls is not None:
@@ -118,15 +127,13 @@ def make_schedule(optimizer: Optimizer, train: TrainParams, total_steps: int) ->
             scheduler_specific_kwargs=kwargs,
         )
 
-    try:
-        _rehearse(build, train.learning_rate, min(total_steps, warmup + 2))
-        return Schedule(name, build(optimizer))
-    except (TypeError, ValueError, ArithmeticError) as error:
-        raise UserError(f"train.lr_scheduler_kwargs {quote(kwargs)} for {name}: {error}") from None
+    with user_code(f"train.lr_scheduler_kwargs {quote(kwargs)} for {name}"):
+        _rehearse(build, train.learning_rate, min(total_steps, MAX_REHEARSED))
+        return Schedule(build(optimizer))
 
 
 def _rehearse(build: Callable[[Optimizer], Any], learning_rate: float, steps: int) -> None:
-    """Step a scheduler that moves nothing: a bad keyword shows now, and not at the end of the first epoch."""
+    """Step a scheduler that moves nothing: a bad keyword shows now, and not at the end of the first epoch or run."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=learning_rate)
     scheduler = build(optimizer)
     for _ in range(steps):

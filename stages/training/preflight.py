@@ -7,20 +7,25 @@ from __future__ import annotations
 
 import itertools
 import math
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stages.config.errors import UserError, quote
-from stages.config.params import Params, is_custom
+from stages.config.errors import UserError, quote, user_code
+from stages.config.params import FACTORY, Params, is_custom
 from stages.data.collate import make_loader, to_device
+from stages.modeling.buffers import remember_buffers
+from stages.modeling.build import load_model, save_model
 from stages.modeling.forward import Forward
 from stages.modeling.head import head_of
 from stages.run import codec
-from stages.training.evaluation import predict
+from stages.training.evaluation import Predictions, predict
 from stages.training.loop import Inputs
 from stages.training.losses import loss_name
 from stages.training.precision import autocast
@@ -30,6 +35,7 @@ from stages.training.state import TrainState
 SHOWN_CHARACTERS = 160
 # What only changes a tensor's shape, type or place in the graph that autograd records.
 PASSED_THROUGH = ("ToCopy", "View", "Reshape", "Squeeze", "Unsqueeze", "Select", "Slice", "Clone", "Alias", "Expand")
+Predict = Callable[[nn.Module], Predictions]
 LABEL_DTYPES = {"classification": torch.int64, "multi_label": torch.float32, "regression": torch.float32}
 
 
@@ -60,29 +66,80 @@ def preflight(state: TrainState, inputs: Inputs, params: Params, say: Callable[[
     shapes = ", ".join(f"{name} {_shape(tensor)}" for name, tensor in batch.items())
     with _untouched(model):
         seed_all(params.train.seed, micro_batch.step, micro_batch.micro_batch)
-        try:
-            with autocast(device, params.train.precision):
-                logits = Forward(model)(batch)
-        except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
-            raise UserError(
-                f"model.source {quote(params.model.source)} fails on the first batch ({shapes}): "
-                f"{type(error).__name__}: {str(error)[:300]}"
-            ) from error
+        watch = _watch_lost_buffers(model)
+        source = f"model.source {quote(params.model.source)}"
+        with user_code(f"{source} fails on the first batch ({shapes})"), autocast(device, params.train.precision):
+            logits = Forward(model)(batch)
+        watch()
         _check_logits(logits, len(labels), head.outputs, params.model.source)
         _check_activation(logits, head.outputs, is_custom(params.train.loss or ""), say)
-        loss = inputs.objective.rows(logits, labels).sum() / inputs.objective.weight(labels)
+        given = f"logits {_shape(logits)} and labels {_shape(labels)}"
+        with user_code(f"train.loss {params.train.loss} fails on {given}"):
+            loss = inputs.objective.rows(logits, labels).sum() / inputs.objective.weight(labels)
+            each = inputs.objective.each_row(logits.detach(), labels).sum() / inputs.objective.weight(labels)
         if not torch.isfinite(loss):
             raise UserError(f"the first loss is {loss.item()}; look at train.loss, its labels and precision")
         if not loss.requires_grad:
             raise UserError("the loss depends on no parameter that is trained; look at train.freeze and the model")
-        loss.backward()
+        if not torch.isclose(loss, each, rtol=1e-3, atol=1e-5):
+            say(
+                f"warning: train.loss gives {loss.item():.4g} for the batch, but {each.item():.4g} as the mean of its "
+                "rows one by one; a scalar should be the mean over the rows"
+            )
+        with user_code("the first backward pass fails"):
+            loss.backward()
         _doubt_gradients(model, say)
+    _check_last_micro_batch(model, inputs, params)
     say(f"first batch: {shapes}, labels {_shape(labels)}, logits {_shape(logits)}, loss {loss.item():.4f}")
     _doubt_loss(loss.item(), inputs, params, labels, say)
     if inputs.tokenizer is not None:
         text = inputs.tokenizer.decode(batch["input_ids"][0])
         say(f"first row: {quote(text, SHOWN_CHARACTERS)}, label {_label(labels[0], task.label_names)}")
-    _check_metrics(state, inputs, params, say)
+    _check_evaluation(state, inputs, params, say)
+
+
+def _watch_lost_buffers(model: nn.Module) -> Callable[[], None]:
+    """A function that refuses buffers which changed since, but are in no checkpoint: a resumed run would differ."""
+    kept = model.state_dict().keys()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers() if name not in kept}
+
+    def check() -> None:
+        for name, buffer in model.named_buffers():
+            if name in before and not torch.equal(buffer, before[name]):
+                raise UserError(
+                    f"model.source: forward changes the buffer {name}, which is not persistent, so no checkpoint holds "
+                    "it; register it with persistent=True"
+                )
+
+    return check
+
+
+def _check_last_micro_batch(model: nn.Module, inputs: Inputs, params: Params) -> None:
+    """An epoch's last micro-batch may be smaller, down to a row, which BatchNorm for one cannot take."""
+    last_step = inputs.plan.steps_per_epoch
+    if last_step > inputs.total_steps:
+        return
+    micro_batch = next(inputs.plan.steps(last_step, last_step))[-1]
+    loader = make_loader(inputs.train_split, [micro_batch.rows], inputs.tokenizer, inputs.device, 0)
+    batch = to_device(next(iter(loader)), inputs.device)
+    batch.pop("labels")
+    advice = "write build_loaders.drop_last: true, or another micro_batch_size, if that is why"
+    what = f"model.source {quote(params.model.source)} fails on an epoch's last micro-batch, of {len(micro_batch.rows)}"
+    with _untouched(model), user_code(f"{what} rows ({advice})"), autocast(inputs.device, params.train.precision):
+        seed_all(params.train.seed, micro_batch.step, micro_batch.micro_batch)
+        Forward(model)(batch)
+
+
+def _check_rebuilt(model: nn.Module, expected: NDArray[np.float32], params: Params, run: Predict) -> None:
+    """A model of one's own that is saved and built again has to be the same, as that is what is published."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(model, Path(folder), params.model)
+        found = run(load_model(Path(folder), next(model.parameters()).device)).logits
+    if not np.allclose(found, expected, rtol=1e-4, atol=1e-5, equal_nan=True):
+        raise UserError(
+            f"model.source {quote(params.model.source)}: saved and built again, the model gives other logits, so it "
+            "keeps tensors outside of its state_dict; make them parameters or buffers, lists of modules ModuleLists"
+        )
 
 
 def _shape(tensor: Tensor) -> str:
@@ -98,7 +155,7 @@ def _label(label: Tensor, names: tuple[str, ...]) -> str:
 @contextmanager
 def _untouched(model: nn.Module) -> Iterator[None]:
     """Training mode; running statistics, gradients and the mode are put back."""
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    put_buffers_back = remember_buffers(model)
     was_training = model.training
     model.train()
     try:
@@ -106,9 +163,7 @@ def _untouched(model: nn.Module) -> Iterator[None]:
     finally:
         model.train(was_training)
         model.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
+        put_buffers_back()
 
 
 def _check_devices(model: nn.Module, device: torch.device) -> None:
@@ -202,18 +257,26 @@ def _doubt_loss(loss: float, inputs: Inputs, params: Params, labels: Tensor, say
         say(f"warning: the first loss is {loss:.4f}, {known}; is the head trained already, or the label in the inputs?")
 
 
-def _check_metrics(state: TrainState, inputs: Inputs, params: Params, say: Callable[[str], None]) -> None:
+def _check_evaluation(state: TrainState, inputs: Inputs, params: Params, say: Callable[[str], None]) -> None:
     split, size = inputs.validation_split, params.evaluate.eval_batch_size
     rows = np.linspace(0, len(split) - 1, min(size, len(split))).astype(int)  # spread, as splits may be sorted by label
-    predictions = predict(
-        state.model,
-        split.select(rows),
-        inputs.tokenizer,
-        inputs.objective,
-        size,
-        inputs.device,
-        params.train.precision,
-    )
+
+    def run(model: nn.Module) -> Predictions:
+        return predict(
+            model,
+            split.select(rows),
+            inputs.tokenizer,
+            inputs.objective,
+            size,
+            inputs.device,
+            params.train.precision,
+            params.train.seed,
+        )
+
+    with user_code(f"model.source {quote(params.model.source)} fails in eval mode"):
+        predictions = run(state.model)
+    if params.model.source.startswith(FACTORY):
+        _check_rebuilt(state.model, predictions.logits, params, run)
     try:
         predictions.scores(inputs.task, params.evaluate)
     except UserError as error:

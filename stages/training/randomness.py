@@ -9,6 +9,8 @@ import torch
 
 from stages.plan.permutation import hash_numbers
 
+# Stands for a step's number, which count from 1, where batches are evaluated.
+EVALUATION = 0
 # Stands for a micro-batch's number where callbacks draw, after the last one.
 AFTER_BACKWARD = 2**31
 

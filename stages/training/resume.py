@@ -26,6 +26,7 @@ Say = Callable[[str], None]
 SAME_PLAN = ("data/tokenized/",)
 SAME_OPTIMIZER = (
     "model",
+    "stages/custom/",
     "evaluate.",
     "train.loss",
     "train.class_weights",
@@ -132,7 +133,10 @@ class Resumer:
                 shutil.copytree(other.candidates / name, self.run.candidates / name, dirs_exist_ok=True)
             for history in self.state.histories.values():
                 shutil.copyfile(other.history / history.path.name, history.path)
-            self.state.load_state_dict(saved)
+            try:
+                self.state.load_state_dict(saved)
+            except (RuntimeError, ValueError, KeyError):
+                raise UserError(f"train.init_from_run is {run_id}, but its state fits other code than this") from None
             self.state.progress.stop_reason = None  # what stopped that run may be what was changed
             self.say(f"continuing run {run_id} after step {step}: same optimizer and plan, everything goes on")
         self.run.log("init from run", run=run_id, step=step, weights_only=bool(differences))
