@@ -27,6 +27,8 @@ from training import EARLY_STOPPING, TRAIN_OUTS, die_at, executed_steps, saved_s
 
 # With two checkpoints behind it, of steps 3 and 6.
 MID_RUN = r"on:checkpoints/\.step-00000009"
+# With an evaluation behind it too, that of step 11.
+LATE = r"on:checkpoints/\.step-00000018"
 
 
 def test_kill_at_every_kind_of_write_ends_with_the_same_bytes(prepared: Callable[..., Checkout]) -> None:
@@ -258,7 +260,7 @@ def test_damage_anywhere_in_the_newest_state_costs_one_checkpoint_at_most(
 ) -> None:
     checkout, reference = prepared({}), prepared({})
     train(reference)
-    assert die_at(checkout, MID_RUN.replace("09", "18")) == -signal.SIGKILL
+    assert die_at(checkout, LATE) == -signal.SIGKILL
     (run,) = checkout.runs()
     newest = max(path for path in (run / place).rglob("*") if path.is_file() and not path.name.startswith("."))
     content = bytearray(newest.read_bytes())
@@ -335,7 +337,7 @@ def test_unwritable_place_for_runs_is_one_line(prepared: Callable[..., Checkout]
 def test_nothing_in_a_run_folder_is_ever_unpickled(prepared: Callable[..., Checkout]) -> None:
     checkout, reference = prepared({}), prepared({})
     train(reference)
-    assert die_at(checkout, MID_RUN) == -signal.SIGKILL
+    assert die_at(checkout, LATE) == -signal.SIGKILL
     ran = checkout.folder.parent / "ran"
     bomb = pickle.dumps(Bomb(ran))
     (run,) = checkout.runs()
