@@ -186,6 +186,7 @@ def test_signal_to_one_process_between_steps_stops_all_with_the_state_saved(prep
     output = checkout.run(sys.executable, "-m", "stages.launch", code=None, SIGNAL_AT="5")
     assert "stopped by SIGTERM after step 5, saved" in output
     assert "/stages/" not in output, "a traceback of ours"
+    assert "another process" not in output, "they did not leave together"
     finish(checkout)
     assert executed_steps(checkout) == [0, 5]
 
@@ -200,6 +201,7 @@ def test_signal_to_one_process_in_an_evaluation_stops_all_and_it_is_done_again(
     output = checkout.run(sys.executable, "-m", "stages.launch", code=None, SIGNAL_FILE=str(tmp_path / "once"))
     assert "stopped by SIGTERM after step 8, saved" in output
     assert "/stages/" not in output, "a traceback of ours"
+    assert "another process" not in output, "they did not leave together"
     finish(checkout)
     finish(reference)
     assert executed_steps(checkout) == [0, 8]
