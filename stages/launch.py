@@ -7,9 +7,10 @@ import os
 import shlex
 import sys
 
-from stages.config.errors import UserError, quote, run_stage
-from stages.config.params import Params, load_params
-from stages.run.signals import PARENT_PID, die_with_parent
+from stages.config.read import load_params
+from stages.config.schema import Params
+from stages.ground.errors import UserError, quote, run_stage
+from stages.ground.signals import PARENT_PID, die_with_parent
 
 
 def main() -> None:

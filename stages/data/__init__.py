@@ -1,0 +1,1 @@
+"""Raw files to model inputs, every row checked: for tokenize alone."""

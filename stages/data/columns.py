@@ -10,8 +10,8 @@ from fnmatch import fnmatchcase
 
 import datasets
 
-from stages.config.errors import UserError, quote
-from stages.config.params import DataParams
+from stages.config.schema import DataParams
+from stages.ground.errors import UserError, quote
 
 # Columns that the predictions add to the raw ones.
 RESERVED = ("row", "key", "label", "prediction", "logits", "loss")

@@ -15,14 +15,14 @@ import pyarrow as pa
 import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-from stages.config.errors import UserError, quote
+from stages.batches.tokenized import FEATURES
 from stages.data.columns import Columns
 from stages.data.features import Standardizer
 from stages.data.labels import target_feature, targets
 from stages.data.numbers import column_matrix
-from stages.data.store import FEATURES
 from stages.data.tables import map_tables
-from stages.storage.files import sha256_file
+from stages.ground.disk import sha256_file
+from stages.ground.errors import UserError, quote
 
 # How the tokenizer was found says nothing about what it does, and holds paths.
 PROVENANCE = ("name_or_path", "is_local", "local_files_only")

@@ -15,11 +15,11 @@ import pandas as pd
 import pyarrow as pa
 import torch
 
-from stages.config.errors import UserError, quote
 from stages.data.columns import listing
 from stages.data.numbers import Float64, Moments, column_matrix, is_number_type, refuse_unusable, to_float64
 from stages.data.tables import batches
-from stages.storage import files
+from stages.ground import disk
+from stages.ground.errors import UserError, quote
 
 FILE = "features.json"
 FRAME = "the data frame"
@@ -47,7 +47,7 @@ class Standardizer:
     def save(self, folder: Path) -> None:
         """Write `features.json`."""
         values = {"columns": list(self.columns), "mean": self.mean.tolist(), "std": self.std.tolist()}
-        files.write_text(folder / FILE, files.dumps(values))
+        disk.write_text(folder / FILE, disk.dumps(values))
 
     @classmethod
     def load(cls, folder: str | Path) -> Standardizer:

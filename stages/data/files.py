@@ -15,8 +15,8 @@ from typing import NoReturn
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.config.errors import UserError, quote
 from stages.data.columns import Columns, listing, require_columns, split_labels
+from stages.ground.errors import UserError, quote
 
 # The file stems, and the Hub's split names, that stand for each split.
 SPLIT_OF = {"train": "train", "validation": "validation", "dev": "validation", "val": "validation", "test": "test"}

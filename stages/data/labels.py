@@ -14,12 +14,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.config.errors import UserError, quote
-from stages.config.params import DataParams
+from stages.config.schema import DataParams
 from stages.data.columns import listing
 from stages.data.numbers import refuse_unusable
 from stages.data.sources import Source
 from stages.data.tables import batches, map_tables
+from stages.ground.errors import UserError, quote
 
 MAX_CLASSES = 1000
 INTEGER = re.compile(r"[+-]?[0-9]+")

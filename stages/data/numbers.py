@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.config.errors import UserError, quote
+from stages.ground.errors import UserError, quote
 
 Float64 = npt.NDArray[np.float64]
 # Models compute in float32: what lies beyond would become infinite there.

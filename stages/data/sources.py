@@ -11,12 +11,12 @@ import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.config.errors import UserError, quote
-from stages.config.params import DataParams
+from stages.config.schema import DataParams
 from stages.data import files
 from stages.data.columns import Columns, choose, listing, require_columns, split_labels
 from stages.data.numbers import is_number_type, to_float64
 from stages.data.tables import batch_rows, map_tables
+from stages.ground.errors import UserError, quote
 
 # What a Parquet or label column may hold: these have one obvious text.
 SCALARS = ("string", "large_string", "string_view", "int", "uint", "float", "bool", "decimal", "null")

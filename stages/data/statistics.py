@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
+from stages.batches.tokenized import lengths
 from stages.data.columns import Columns
 from stages.data.labels import count_labels
 from stages.data.numbers import Moments, column_matrix
-from stages.data.store import lengths
 from stages.data.tables import batches
 
 PERCENTILES = (50, 90, 99)

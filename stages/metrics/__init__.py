@@ -1,0 +1,1 @@
+"""`evaluate` modules, one a task: `evaluate.load("stages/metrics/classification.py", "f1")`."""

@@ -1,0 +1,1 @@
+"""A model built, called, measured and placed: heads, losses, precision, devices, processes."""

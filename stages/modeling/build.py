@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
-from stages.config.errors import UserError, quote, user_code
 from stages.config.imports import import_object
-from stages.config.params import FACTORY, ModelParams
+from stages.config.schema import FACTORY, ModelParams
+from stages.ground.errors import UserError, quote, user_code
 from stages.modeling.head import Head
 
 transformers.logging.set_verbosity_error()

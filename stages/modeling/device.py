@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import torch
 
-from stages.config.errors import UserError, quote
+from stages.ground.errors import UserError, quote
 
 
 def pick_device(name: str, local_rank: int | None = None) -> torch.device:
@@ -52,3 +53,14 @@ def set_arithmetic(deterministic: bool, tf32: bool) -> None:
     torch.backends.cudnn.benchmark = False
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = tf32
+
+
+def set_threads(threads: int | None) -> None:
+    """Compute with so many intra-op threads, and say so if it is another number than now; None changes nothing.
+
+    The number decides how sums are cut, and so bits.
+    """
+    now = torch.get_num_threads()
+    if threads is not None and threads != now:
+        print(f"intra-op threads set from {now} to {threads}, as the run has", file=sys.stderr, flush=True)
+        torch.set_num_threads(threads)

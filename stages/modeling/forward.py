@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from stages.config.errors import UserError
+from stages.ground.errors import UserError
 
 Batch = dict[str, Tensor]
 """What the model takes, by column, `labels` excluded."""

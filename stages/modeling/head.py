@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, softmax
 
-from stages.config.errors import UserError
-from stages.data.store import Task
+from stages.batches.tokenized import Task
+from stages.ground.errors import UserError
 
 Logits = NDArray[np.float32]
 """Shape (rows, outputs)."""
@@ -30,7 +30,7 @@ class Head:
 
 
 def head_of(task: Task, loss: str) -> Head:
-    """The head for `task` trained with `loss`, a name of `stages.config.params.LOSSES` or a custom one.
+    """The head for `task` trained with `loss`, a name of `stages.config.schema.LOSSES` or a custom one.
 
     Raises:
         UserError: bce_with_logits for a classification of more than two classes.

@@ -19,6 +19,7 @@ from matplotlib.ft2font import FT2Font
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from stages.ground.places import step_of
 from stages.report.text import class_name, legible
 
 INK, MUTED, GRID = "#1f2328", "#6b7280", "#e5e7eb"
@@ -252,11 +253,6 @@ def curves_figure(train: pd.DataFrame, evals: pd.DataFrame, metric: str, chosen_
             panels[panel].xaxis.set_major_locator(MaxNLocator(6, integer=True))
 
     return _png(9.0, 4.2, draw)
-
-
-def step_of(candidate: str) -> int:
-    """The step in a candidate's name: 230 of `step-00000230`."""
-    return int(candidate.removeprefix("step-"))
 
 
 def candidates_figure(candidates: dict[str, dict[str, float]], metric: str, chosen: str) -> bytes:

@@ -11,8 +11,9 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from stages.data.store import SPLITS, Task
-from stages.report.figures import candidates_figure, curves_figure, step_of
+from stages.batches.tokenized import SPLITS, Task
+from stages.ground.places import step_name, step_of
+from stages.report.figures import candidates_figure, curves_figure
 from stages.report.outcomes import NAME_LENGTH, SHOWN_LABELS, TEXT_LENGTH, mistakes, number, outcome
 from stages.report.text import class_name, legible, printable
 
@@ -150,7 +151,7 @@ def render_report(
     split has none.
     """
     metric = best["metric"]
-    chosen = f"step-{best['step']:08d}"
+    chosen = step_name(best["step"])
     metrics = list(dict.fromkeys(name for scores in candidates.values() for name in scores))
     splits = [split for split in SPLITS if split in data]
     outcomes = [outcome("validation", validation, task), outcome("test", test, task)]

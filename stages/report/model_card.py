@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from stages.config.params import FACTORY
-from stages.data.store import Task
+from stages.batches.tokenized import Task
+from stages.config.schema import FACTORY
 from stages.modeling.head import Head
 from stages.report.html import score
 from stages.report.text import class_name, legible

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stages.data.store import Task
+from stages.batches.tokenized import Task
 from stages.modeling.head import probabilities
 from stages.report.figures import (
     MAX_NUMBERED_CLASSES,

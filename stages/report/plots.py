@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.metrics import precision_recall_curve
 
-from stages.data.store import Task
+from stages.batches.tokenized import Task
 from stages.modeling.head import probabilities
 from stages.report.rows import class_ids, indicators, labelled, logit_matrix
 from stages.report.text import class_name

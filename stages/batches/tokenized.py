@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.config.errors import UserError
-from stages.storage import files
+from stages.ground import disk
+from stages.ground.errors import UserError
 
 if TYPE_CHECKING:
     import datasets
@@ -48,7 +48,7 @@ class Task:
 
 def save_task(folder: Path, task: Task) -> None:
     """Write `task.json`."""
-    files.write_text(folder / "task.json", files.dumps(asdict(task)))
+    disk.write_text(folder / "task.json", disk.dumps(asdict(task)))
 
 
 def _existing(path: Path) -> Path:

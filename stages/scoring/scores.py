@@ -1,4 +1,4 @@
-"""Scores of predictions, by name: of the `evaluate` modules in this folder, or of the user's own code."""
+"""Scores of predictions, by name: of the `evaluate` modules in stages/metrics, or of the user's own code."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from stages.config.errors import UserError, quote
+from stages.batches.tokenized import Task
 from stages.config.imports import import_object
-from stages.config.params import EvaluateParams, is_custom
-from stages.data.store import Task
+from stages.config.schema import EvaluateParams, is_custom
+from stages.ground.errors import UserError, quote
 from stages.modeling.head import Logits, decide, probabilities
 
-MODULES = Path(__file__).parent
+MODULES = Path(__file__).parents[1] / "metrics"
 # Columns that the history has beside the metrics.
 RESERVED = ("step", "epoch", "loss")
 ERROR_WIDTH = 300
@@ -99,11 +99,15 @@ def _load(script: Path, config_name: str | None = None) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         try:
             # Named after the folder to be imported once only, but not as it, which could be imported itself.
-            package = init_dynamic_modules(f"metric_{Path(folder).name}", folder)
-            copy = evaluation_module_factory(str(script), dynamic_modules_path=package)
+            package = f"metric_{Path(folder).name}"
+            path = init_dynamic_modules(package, folder)
+            copy = evaluation_module_factory(str(script), dynamic_modules_path=path)
             metric = import_main_class(copy.module_path)
         finally:
             sys.path.remove(folder)
+            # A copy that is about to vanish is nobody's to import again; the file itself is part of the run's code.
+            for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+                del sys.modules[name]
     if metric is None:
         raise UserError(f"evaluate.metrics: {script} defines no evaluate.Metric")
     # A seed of its own, so that what it draws depends on nothing that was drawn before.

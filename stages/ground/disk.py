@@ -27,6 +27,11 @@ def _sha256(file: Any) -> str:  # Python 3.10 has no hashlib.file_digest
     return digest.hexdigest()
 
 
+def absolute(path: str | Path) -> Path:
+    """`path` from the root, without `.` and `..`. Links are not followed, as what is named is the link."""
+    return Path(os.path.abspath(path))  # noqa: PTH100
+
+
 def fsync(path: Path) -> None:
     """Force a file's data, or a folder's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)

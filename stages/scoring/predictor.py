@@ -7,15 +7,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 
-from stages.config.params import Params
-from stages.data.store import TOKENIZED, load_raw, load_split, load_task, load_tokenizer
+from stages.batches.tokenized import TOKENIZED, load_raw, load_split, load_task, load_tokenizer
+from stages.config.schema import Params
+from stages.keeping.folder import threads_of_run
 from stages.modeling.build import load_model
-from stages.modeling.device import pick_device, set_arithmetic
+from stages.modeling.device import pick_device, set_arithmetic, set_threads
 from stages.modeling.head import decide
-from stages.training.evaluation import predict
-from stages.training.losses import make_objective
+from stages.modeling.losses import make_objective
+from stages.scoring.predict import predict
 
 
 class Predictor:
@@ -25,6 +27,7 @@ class Predictor:
         self._params = params
         self._device = pick_device(params.train.device)
         set_arithmetic(params.train.deterministic, params.train.tf32)
+        set_threads(params.train.threads or threads_of_run(torch.get_num_threads()))
         self._task = load_task()
         self._tokenizer = load_tokenizer()
         self._objective = make_objective(params.train, self._task, load_split(TOKENIZED, "train"), self._device)

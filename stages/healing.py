@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from stages.config.errors import UserError
+from stages.ground.errors import UserError
 
 DVC_TMP = Path(".dvc/tmp")
 LOCK_FILE = Path("dvc.lock")

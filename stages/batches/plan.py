@@ -21,8 +21,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stages.config.errors import UserError
-from stages.plan.permutation import Permutation, hash_numbers
+from stages.batches.permutation import Permutation, hash_numbers
+from stages.ground.errors import UserError
 
 LOADERS = Path("data/loaders")
 SCHEMA = pa.schema(

@@ -1,0 +1,1 @@
+"""What every room stands on: errors of one line, durable files, signals, places, a bar. No torch."""

@@ -1,0 +1,37 @@
+"""Where stages leave what other stages read, and how checkpoints and candidates are named."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+CANDIDATES = Path("models/candidates")
+BEST = Path("models/best")
+VALIDATION = Path("data/predictions/validation")
+TEST = Path("data/predictions/test")
+REPORT = Path("report.html")
+METRICS = Path("metrics")
+PLOTS = Path("plots")
+_NAME = re.compile("step-([0-9]+)")
+
+
+def step_name(step: int) -> str:
+    """`step-00000230`: the name of a checkpoint's or candidate's folder."""
+    return f"step-{step:08d}"
+
+
+def step_of(name: str) -> int:
+    """The step in such a name: 230 of `step-00000230`. Raises ValueError for any other name."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise ValueError(f"{name!r} names no step")
+    return int(match[1])
+
+
+def steps_in(folder: Path) -> list[int]:
+    """The steps of the folders of that name in `folder`, the newest first; none if it cannot be read."""
+    try:
+        names = [path.name for path in folder.iterdir() if path.is_dir()]
+    except OSError:
+        return []
+    return sorted((step_of(name) for name in names if _NAME.fullmatch(name)), reverse=True)

@@ -1,0 +1,89 @@
+"""Being asked to stop: by a signal, or because the process that started this one died."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+SECOND_CTRL_C_SECONDS = 2.0
+_PR_SET_PDEATHSIG = 1
+# The process that a stage is started by: set by `python -m stages repro`, which becomes DVC, and for its workers by the
+# launcher.
+PARENT_PID = "HOLDFAST_PARENT_PID"
+
+
+class StopRequest:
+    """Remembers the first stop signal; the loop looks at `signal` at its step boundaries.
+
+    `on_request` is called once, with the first. Repeats change nothing, as a signal to the group and the parent's
+    death often arrive as two. Only a second SIGINT at least two seconds after the first ends the process at once; the
+    last checkpoint counts then.
+    """
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self.on_request: Callable[[], None] = lambda: None
+        self._since = 0.0
+
+    def install(self) -> None:
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._handle)
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """In here a signal ends the process at once: for waits that Python cannot leave, while there is nothing to
+        save. Ends it as well if there was one before."""
+        self.leave_if_asked()
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        yield
+        self.install()
+
+    def leave_if_asked(self) -> None:
+        """End the process, with nothing to save, if a signal asked for it."""
+        if self.signal is not None:
+            print(f"stopped by {self.signal.name}; run the same command again to go on", file=sys.stderr, flush=True)
+            os._exit(1)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is None:
+            self.signal, self._since = signal.Signals(number), time.monotonic()
+            self.on_request()
+        elif number == signal.SIGINT and time.monotonic() - self._since >= SECOND_CTRL_C_SECONDS:
+            os.write(2, b"\nended at once; run the same command again: it continues from the last checkpoint\n")
+            os._exit(128 + number)
+
+
+def ignore_stop_signals(worker: int = 0) -> None:
+    """For loader processes, whose end the trainer decides and no signal to the group, and for a trainer at its end."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def die_with_parent() -> None:
+    """Ask for SIGTERM when the parent dies: DVC, killed alone, tells its children nothing."""
+    _ask_for_signal()
+    if os.environ.get(PARENT_PID) not in (None, str(os.getppid())):
+        os.kill(os.getpid(), signal.SIGTERM)  # it died before it could be asked about
+
+
+def _ask_for_signal() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+        return
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()

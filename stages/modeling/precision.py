@@ -1,0 +1,26 @@
+"""Mixed precision: which parts run in 16 bits, and the scaling that fp16 gradients need."""
+
+from __future__ import annotations
+
+import torch
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """A context in which the forward pass runs in `precision`; in fp32 it changes nothing."""
+    return torch.autocast(device.type, dtype=DTYPES.get(precision), enabled=precision in DTYPES)
+
+
+def make_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
+    """Scales the loss in fp16, so that small gradients survive; passes everything through otherwise."""
+    return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+
+
+def overflowed(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer) -> bool:
+    """Whether fp16 gradients, unscaled by now, were found infinite: the scaler will skip this step, as is usual, and
+    lower its scale."""
+    if not scaler.is_enabled():
+        return False
+    found = scaler._per_optimizer_states[id(optimizer)]["found_inf_per_device"]
+    return any(bool(value) for value in found.values())

@@ -1,0 +1,127 @@
+"""Several processes on one job, as torchrun starts them: who does what, and how they agree.
+
+The plan is the same for any number of processes; each takes its share of a step's micro-batches. Process 0 ("main")
+alone reads and writes the run's folder; the others are given its state when they join.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from stages.ground.errors import UserError
+
+MAIN = 0
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of this job; `rank` is this one's number among `size`, `local_rank` that on this machine."""
+
+    rank: int = MAIN
+    size: int = 1
+    local_rank: int = 0
+
+    @classmethod
+    def from_environment(cls) -> World:
+        """As torchrun says; one process without it."""
+        return cls(*(int(os.environ.get(name, default)) for name, default in
+                     (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))))  # fmt: skip
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == MAIN
+
+    def join(self, device: torch.device) -> None:
+        """Wait until all processes are here. CPU tensors go through gloo, CUDA's through NCCL."""
+        if self.size > 1:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+
+    def leave(self) -> None:
+        """Wait until all processes are done: torchrun ends the others as soon as one has failed."""
+        if self.size > 1:
+            self.maximum(0)
+            dist.destroy_process_group()
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """What fails in here because another process died is one line; the last checkpoint counts."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.size == 1 or not ("gloo" in str(error).lower() or isinstance(error, dist.DistError)):
+                raise
+            reason = str(error).splitlines()[0][:200]
+            raise UserError(
+                f"another process of this job ended or cannot be reached ({reason}); run the same command again"
+            ) from error
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum of `value` over all processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(value)
+        return value
+
+    def maximum(self, *values: int) -> list[int]:
+        """Each value's maximum over all processes."""
+        if self.size == 1:
+            return list(values)
+        tensor = torch.tensor(values)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return [int(value) for value in tensor]
+
+    def tell(self, value: Any) -> Any:
+        """Main's `value` (what JSON can hold), in every process. Nothing is unpickled."""
+        if self.size == 1:
+            return value
+        content = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        size = torch.tensor(len(content))
+        self.broadcast(size)
+        content = content if self.is_main else torch.empty(int(size), dtype=torch.uint8)
+        self.broadcast(content)
+        return json.loads(content.numpy().tobytes())
+
+    def broadcast(self, tensor: Tensor) -> None:
+        """Give every process main's values of `tensor`, in place."""
+        if self.size > 1:
+            dist.broadcast(tensor, MAIN)
+
+    def tell_buffers(self, model: nn.Module) -> None:
+        """Give every process main's buffers (running statistics): main's are those that are saved."""
+        for buffer in model.buffers():
+            self.broadcast(buffer)
+
+
+class Parallel:
+    """`module`: `model`, its gradients summed over all processes in the backward passes inside `sync(True)`."""
+
+    def __init__(self, model: nn.Module, world: World, device: torch.device) -> None:
+        self.module = model
+        self._ddp: DistributedDataParallel | None = None
+        if world.size > 1:
+            # find_unused_parameters: a model may leave some unused; it also keeps DDP from laying out its buckets
+            # anew after the first step, which would change the order of sums after a resume.
+            self._ddp = DistributedDataParallel(
+                model, device_ids=[device] if device.type == "cuda" else None, find_unused_parameters=True
+            )
+            self._ddp.register_comm_hook(None, lambda _, bucket: _sum_gradients(bucket))
+            self.module = self._ddp
+
+    def sync(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Around the forward and backward pass of a micro-batch: its `last` one sends the step's gradients."""
+        return contextlib.nullcontext() if last or self._ddp is None else self._ddp.no_sync()
+
+
+def _sum_gradients(bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    # DDP's own reduction is the mean over processes; the loss is a mean over rows already.
+    future = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
+    return future.then(lambda done: done.value()[0])
