@@ -9,7 +9,6 @@ code and parameters, and runs the pipeline there. Run it again, also after a kil
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import runpy
@@ -23,7 +22,7 @@ from ruamel.yaml import YAML
 
 EXAMPLES = Path(__file__).resolve().parent
 ROOT = EXAMPLES.parent
-COPIED = ("dvc.yaml", ".gitignore", ".dvcignore")
+COPIED = (".gitignore", ".dvcignore")
 
 
 def names() -> list[str]:
@@ -48,17 +47,12 @@ def sync(target: Path, wanted: dict[str, bytes]) -> None:
             (target / name).write_bytes(content)
 
 
-def params(example: Path) -> bytes:
-    """The repository's params.yaml, comments included, with the example's values in it."""
-    yaml = YAML()
-    yaml.width, yaml.preserve_quotes = 1000, True
-    yaml.representer.add_representer(type(None), lambda to, _: to.represent_scalar("tag:yaml.org,2002:null", "null"))
-    values, changes = (yaml.load((folder / "params.yaml").read_bytes()) for folder in (ROOT, example))
-    for section, changed in changes.items():
-        values[section].update(changed)
-    text = io.BytesIO()
-    yaml.dump(values, text)
-    return text.getvalue()
+def dvc_yaml(params: bytes) -> bytes:
+    """The repository's dvc.yaml; where there are columns of numbers, features.json stands for the tokenizer."""
+    text = (ROOT / "dvc.yaml").read_bytes()
+    if YAML(typ="safe").load(params)["data"]["feature_columns"]:
+        text = text.replace(b"- data/tokenized/tokenizer\n", b"- data/tokenized/features.json\n")
+    return text
 
 
 def prepare(example: Path, workspace: Path, environment: dict[str, str]) -> None:
@@ -68,7 +62,9 @@ def prepare(example: Path, workspace: Path, environment: dict[str, str]) -> None
     with tempfile.TemporaryDirectory() as made:
         runpy.run_path(str(example / "data.py"))["write"](Path(made))
         sync(workspace / "data" / example.name, contents(Path(made)))
-    single = {name: (ROOT / name).read_bytes() for name in COPIED} | {"params.yaml": params(example)}
+    params = (example / "params.yaml").read_bytes()
+    single = {name: (ROOT / name).read_bytes() for name in COPIED}
+    single |= {"params.yaml": params, "dvc.yaml": dvc_yaml(params)}
     for name, content in single.items():
         if not (workspace / name).is_file() or (workspace / name).read_bytes() != content:
             (workspace / name).write_bytes(content)

@@ -1,0 +1,1 @@
+"""params.yaml and dvc.yaml: which parameters exist, what they decide, what contradicts what, what they name."""

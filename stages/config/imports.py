@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from stages.config.errors import UserError, quote
+from stages.ground.errors import UserError, quote
 
 
 def import_object(path: str, named_by: str) -> Any:

@@ -1,4 +1,4 @@
-"""params.yaml, validated as a whole: the one place that says which parameters exist and what they may be.
+"""The one place that says which parameters exist and what each may be.
 
 Names are those of Hugging Face `TrainingArguments` where one exists. Nothing heavy is imported here, so a
 typo is reported before torch is loaded.
@@ -6,15 +6,12 @@ typo is reported before torch is loaded.
 
 from __future__ import annotations
 
-import difflib
-from pathlib import Path
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from stages.config.errors import UserError, quote
-
-PARAMS_FILE = "params.yaml"
+from stages.ground.errors import quote
 
 # Metrics that have a module in stages/metrics, per task; `loss` is always available as metric_for_best_model.
 METRICS: dict[str, tuple[str, ...]] = {
@@ -32,6 +29,8 @@ LOSSES: dict[str, tuple[str, ...]] = {
     "regression": ("mse", "l1", "huber"),
 }
 FACTORY = "factory:"
+# A run's checkpoint, by its content. The run alone is refused later, with the line to write.
+INIT_FROM_RUN = re.compile(r"[0-9a-f]{12}(/step-[0-9]{8,}@[0-9a-f]{8})?")
 
 
 def is_custom(name: str) -> bool:
@@ -165,7 +164,8 @@ class TrainParams(Section):
     deterministic: bool
     device: Name
     launcher: Name
-    init_from_run: Annotated[str, Field(pattern="^[0-9a-f]{12}$")] | None
+    threads: PositiveInt | None
+    init_from_run: Name | None
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainParams:
@@ -187,6 +187,11 @@ class TrainParams(Section):
         for name in self.loggers:
             if self.loggers.count(name) > 1:
                 raise ValueError(f"train.loggers names {name} twice")
+        if self.init_from_run is not None and not INIT_FROM_RUN.fullmatch(self.init_from_run):
+            raise ValueError(
+                f"train.init_from_run is {quote(self.init_from_run)}; it should be RUN/step-00000230@1a2b3c4d, as "
+                "`python -m stages runs` lists them"
+            )
         if self.loss_kwargs and self.loss is None:
             raise ValueError("train.loss_kwargs needs train.loss: name the loss that they are for")
         if self.tf32 and self.precision != "fp32":
@@ -236,172 +241,3 @@ class Params(Section):
     train: TrainParams
     evaluate: EvaluateParams
     select_best: SelectBestParams
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Params:
-        for check in (self._check_inputs, self._check_loss, self._check_metrics):
-            check()
-        return self
-
-    def _check_inputs(self) -> None:
-        source, features = self.model.source, self.data.feature_columns
-        factory = source.startswith(FACTORY)
-        if features and not factory:
-            raise ValueError(
-                f"data.feature_columns needs a model of your own, but model.source is {quote(source)}; "
-                "write factory:module:callable, or name data.text_columns"
-            )
-        if features and self.tokenize.tokenizer:
-            raise ValueError("tokenize.tokenizer is set, but data.feature_columns are numbers; write null")
-        if features and self.build_loaders.bucketing == "length":
-            raise ValueError("build_loaders.bucketing is length, but rows of feature_columns have none; write none")
-        if factory and not features and not self.tokenize.tokenizer:
-            raise ValueError(
-                "tokenize.tokenizer is null, but a factory model brings no tokenizer; "
-                "write a Hub id, a folder, or package:NAME/PATH that has one"
-            )
-
-    def _check_loss(self) -> None:
-        task, train = self.data.task, self.train
-        allowed = LOSSES[task]
-        loss = train.loss or allowed[0]
-        if loss not in allowed and not is_custom(loss):
-            raise ValueError(
-                f"train.loss is {quote(loss)}; for {task} it should be {', '.join(allowed)}, or module:callable"
-            )
-        if loss == "bce_with_logits" and task == "classification" and len(self.data.label_names or "ab") > 2:
-            raise ValueError(
-                "train.loss is bce_with_logits, but data.label_names has more than two classes; "
-                "write cross_entropy, or data.task: multi_label if a row can have several"
-            )
-        for key in ("class_weights", "label_smoothing"):
-            if getattr(train, key) and (task == "regression" or is_custom(loss)):
-                off = "null" if key == "class_weights" else "0.0"
-                raise ValueError(f"train.{key} is set, but the loss {quote(loss)} has none; write {off}")
-        weights, names = train.class_weights, self.data.label_names
-        if isinstance(weights, list) and names and len(weights) != len(names):
-            raise ValueError(
-                f"train.class_weights has {len(weights)} numbers for the {len(names)} classes in data.label_names"
-            )
-
-    def _check_metrics(self) -> None:
-        known = METRICS[self.data.task]
-        for name in self.evaluate.metrics:
-            if name not in known and not is_custom(name):
-                raise ValueError(
-                    f"evaluate.metrics names {quote(name)}, which nobody knows for {self.data.task}; "
-                    f"known are {', '.join(known)}, module:callable, and the folder of an evaluate module"
-                )
-        best = self.evaluate.metric_for_best_model
-        if best not in (*self.evaluate.metrics, "loss") and not any(map(is_custom, self.evaluate.metrics)):
-            raise ValueError(
-                f"evaluate.metric_for_best_model is {quote(best)}, which is neither loss nor one of evaluate.metrics "
-                f"({', '.join(self.evaluate.metrics)})"
-            )
-        if self.data.task == "regression" and self.evaluate.threshold != 0.5:
-            raise ValueError("evaluate.threshold is set, but data.task regression decides nothing; write 0.5")
-
-
-# HF names that work differently here: what to write instead.
-INSTEAD = {
-    "per_device_train_batch_size": "build_loaders.batch_size (rows per optimizer step over all processes) "
-    "and build_loaders.micro_batch_size (rows per forward pass)",
-    "per_device_eval_batch_size": "evaluate.eval_batch_size",
-    "gradient_accumulation_steps": "build_loaders.batch_size and build_loaders.micro_batch_size; "
-    "accumulation is their quotient",
-    "warmup_ratio": "train.warmup_steps with a share below 1",
-    "fp16": "train.precision: fp16",
-    "bf16": "train.precision: bf16",
-    "evaluation_strategy": "train.eval_strategy",
-    "group_by_length": "build_loaders.bucketing: length",
-    "dataloader_num_workers": "train.num_workers",
-    "dataloader_drop_last": "build_loaders.drop_last",
-    "label_smoothing_factor": "train.label_smoothing",
-    "full_determinism": "train.deterministic",
-    "save_total_limit": "train.keep_candidates (models); two checkpoints are always kept",
-    "load_best_model_at_end": "nothing: select_best always picks by evaluate.metric_for_best_model",
-    "resume_from_checkpoint": "nothing: a killed run continues by itself; train.init_from_run starts from another",
-    "data_seed": "build_loaders.seed",
-    "torch_compile": "train.compile",
-    "report_to": "train.loggers",
-    "metric": "evaluate.metrics",
-    "max_seq_length": "tokenize.max_length",
-    "lr": "train.learning_rate",
-    "output_dir": "nothing: models are in models/, run state in runs/",
-}
-
-
-def _unknown_key(section: str, key: str) -> str:
-    sections = {name: field.annotation for name, field in Params.model_fields.items()}
-    if not section:
-        return f"unknown section {quote(key)}; the sections are {', '.join(sections)}"
-    if section not in sections:  # an entry of a list, such as train.callbacks.0
-        return f"unknown key {section}.{key}; its keys are class and kwargs"
-    if key in INSTEAD:
-        return f"{section}.{key} is not a key here; write {INSTEAD[key]}"
-    for other, model in sections.items():
-        if other != section and key in model.model_fields:  # type: ignore[union-attr]
-            return f"{section}.{key} is in the wrong section; write {other}.{key}"
-    allowed = list(sections[section].model_fields)  # type: ignore[union-attr]
-    close = difflib.get_close_matches(key, allowed, 1)
-    hint = f"did you mean {close[0]}?" if close else f"the keys of {section} are {', '.join(allowed)}"
-    return f"unknown key {section}.{key}; {hint}"
-
-
-def _one_line(error: ValidationError) -> str:
-    first = error.errors()[0]
-    where = [str(part) for part in first["loc"]]
-    # Unions put the name of the branch that was tried into the location; the key alone is what the user typed.
-    key = ".".join(where[:2])
-    if first["type"] == "extra_forbidden":
-        line = _unknown_key(".".join(where[:-1]), where[-1])
-    elif first["type"] == "missing":
-        line = f"{'.'.join(where)} is missing; every key must be there (null where it allows it)"
-    elif first["type"] == "value_error":
-        line = str(first["ctx"]["error"])
-    else:
-        allowed = {
-            e["msg"].removeprefix("Input should be ") for e in error.errors() if e["loc"][:2] == first["loc"][:2]
-        }
-        line = f"{key} is {quote(first['input'])}; it should be {' or '.join(sorted(allowed))}"
-    others = {e["loc"][:2] for e in error.errors()} - {first["loc"][:2]}
-    return line + (f" (and {len(others)} more)" if others else "")
-
-
-def parse_params(values: object) -> Params:
-    """Validate the mapping read from params.yaml.
-
-    Raises:
-        UserError: with the key, its value and what is allowed.
-    """
-    if not isinstance(values, dict):
-        raise UserError(f"{PARAMS_FILE}: expected a mapping of sections, found {quote(values)}")
-    try:
-        return Params.model_validate(values)
-    except ValidationError as error:
-        raise UserError(f"{PARAMS_FILE}: {_one_line(error)}") from None
-
-
-def read_yaml(path: str | Path) -> Any:
-    """Read a YAML file as DVC does (YAML 1.2: `2e-5` is a number).
-
-    Raises:
-        UserError: if it is missing, not UTF-8, or no YAML, with the line.
-    """
-    from ruamel.yaml import YAML, YAMLError
-
-    try:
-        return YAML(typ="safe").load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; run from the folder that holds it") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
-    except YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
-
-
-def load_params(path: str | Path = PARAMS_FILE) -> Params:
-    """Read and validate params.yaml. Raises `UserError` with one line naming the key."""
-    return parse_params(read_yaml(path))
