@@ -8,28 +8,26 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from stages.config.errors import UserError, run_stage
-from stages.config.params import Params, load_params
-from stages.config.pipeline import StageSpec, load_stage, require_code_deps
-from stages.modeling.source import require_visible
-from stages.run.signals import StopRequest, die_with_parent, ignore_stop_signals
+from stages.config.pipeline import load_stage, require_folders
+from stages.config.read import load_params
+from stages.config.schema import Params
+from stages.ground.errors import UserError, run_stage
+from stages.ground.places import CANDIDATES, METRICS, PLOTS
+from stages.ground.signals import StopRequest, die_with_parent, ignore_stop_signals
 
 if TYPE_CHECKING:
     import torch
 
-    from stages.run.folder import RunFolder
-    from stages.run.identity import Identity
-    from stages.training.candidates import Candidates
-    from stages.training.distributed import World
+    from stages.keeping.folder import RunFolder
+    from stages.keeping.identity import Identity
+    from stages.modeling.world import World
+    from stages.run.candidates import Candidates
+    from stages.run.state import TrainState
     from stages.training.loop import Inputs
-    from stages.training.state import TrainState
 
-CANDIDATES = Path("models/candidates")
-METRICS = Path("metrics/train.json")
-PLOTS = Path("plots")
+RECORD = METRICS / "train.json"
 
 
 def say(line: str) -> None:
@@ -40,7 +38,7 @@ def say(line: str) -> None:
 def main() -> None:
     """Run the stage from params.yaml. Exit code 0 only after publishing: DVC locks the stage as done then."""
     die_with_parent()
-    # DDP complains of a setting that stages.training.distributed chooses on purpose, once a process and start.
+    # DDP complains of a setting that stages.modeling.world chooses on purpose, once a process and start.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if os.environ.get("RANK", "0") == "0":
         lead()
@@ -52,54 +50,68 @@ def lead() -> None:
     """The only process, or the main one of several: it alone reads and writes the run's folder, and speaks."""
     stop = StopRequest()
     stop.install()
-    params, stage = load_params(), load_stage("train")
-    require_visible(stage, params.model.source)
-    require_code_deps(stage, params)
+    stage = load_stage("train")
+    params = stage.params
+    require_folders(stage)
 
-    from stages.modeling.device import pick_device, set_arithmetic
-    from stages.run import folder as run_folder
+    from stages.keeping.code import find_code, require_code
+    from stages.keeping.folder import RunFolder, find_source, keep_within_limit, runs_limit
+    from stages.keeping.identity import identify
+    from stages.modeling.device import pick_device, set_arithmetic, set_threads
+    from stages.modeling.world import World
+    from stages.run.candidates import Candidates
     from stages.run.checkpoint import CheckpointStore
-    from stages.training.candidates import Candidates
-    from stages.training.distributed import World
-    from stages.training.loggers import make_loggers
+    from stages.run.recorder import Recorder
+    from stages.run.resume import Resumer
+    from stages.run.state import tell_state
+    from stages.training.guard import ImportGuard
     from stages.training.loop import NonFiniteLoss, train
-    from stages.training.preflight import preflight
-    from stages.training.progress import ProgressBar
-    from stages.training.resume import Resumer
-    from stages.training.saving import Recorder
+    from stages.watching.loggers import make_loggers
+    from stages.watching.preflight import preflight
+    from stages.watching.progress_bar import ProgressBar
 
     world = World.from_environment()
     require_work_for(world, params)
-    identity = current_identity(params, stage)
-    run = run_folder.RunFolder.of(identity)
-    is_new = run.create(identity)
-    run.acquire()
-    stop.on_request = run.announce_stop
+    runs_limit()  # a bad one is told now, and not after days
+    identity = identify(stage)
+    require_code(stage, identity.code)
+    for later in ("evaluate", "select_best"):  # they run the same models, losses and metrics
+        require_code(load_stage(later), find_code(load_stage(later)))
+    run = RunFolder.of(identity)
+    if params.train.init_from_run is not None and not run.checkpoint_steps():
+        find_source(params.train.init_from_run)
+    is_new = run.enter(identity)
+    stop.on_request = run.lock.announce_stop
     if stop.signal:
-        run.announce_stop()
+        run.lock.announce_stop()
     if is_new:
         explain_new_run(run, identity)
     device = pick_device(params.train.device, world.local_rank if world.size > 1 else None)
     set_arithmetic(params.train.deterministic, params.train.tf32)
+    set_threads(params.train.threads)
     inputs, state = prepare(params, device, world, run)
     candidates, store = Candidates(run.candidates, params), CheckpointStore(run.checkpoints, run.id)
     loggers = make_loggers(params.train.loggers, run.path, run.id, params.model_dump(by_alias=True))
-    resumer = Resumer(state, run, identity, store, candidates, inputs.total_steps, device, world.size, say)
+    resumer = Resumer(
+        state, run, identity, store, candidates, inputs.total_steps, device, world.size, params.train.threads, say
+    )
     on_disk = resumer.resume(params.train.init_from_run)
     candidates.remove_unused(state.progress.candidates, store)
     if state.progress.step == 0:
         preflight(state, inputs, params, say)
+    guard = ImportGuard(stage, identity.code)
+    guard.check()
 
     if world.size > 1:
         with world.together():
             with stop.suspended():
                 world.join(device)
-            world.tell_state(state.state_dict())
+            tell_state(world, state.state_dict())
     recorder = Recorder(state, store, candidates, params.train, on_disk)
     failure: NonFiniteLoss | None = None
     try:
         with world.together():
-            train(state, inputs, params, recorder, [ProgressBar(inputs.total_steps), *loggers], stop)
+            train(state, inputs, params, recorder, [guard, ProgressBar(inputs.total_steps), *loggers], stop)
     except NonFiniteLoss as error:
         failure = error  # the state is that of the step before
     recorder.finish()
@@ -116,7 +128,8 @@ def lead() -> None:
             "run the same command again to go on"
         )
         sys.exit(1)
-    changed = current_identity(load_params(), load_stage("train")).difference(identity.values)
+    guard.check()
+    changed = identify(load_stage("train")).difference(identity.values)
     if changed:
         raise UserError(
             f"nothing is published: {'; '.join(changed[:3])} changed while run {run.id} trained; "
@@ -125,7 +138,7 @@ def lead() -> None:
     publish(run, state, candidates)
     run.finish()
     run.log("finished", step=state.progress.step)
-    run_folder.remove_old_finished(run)
+    keep_within_limit(run, say)
 
 
 def follow() -> NoReturn:
@@ -133,7 +146,8 @@ def follow() -> NoReturn:
     import torch
 
     from stages.modeling.device import pick_device, set_arithmetic
-    from stages.training.distributed import World
+    from stages.modeling.world import World
+    from stages.run.state import tell_state
     from stages.training.loop import NonFiniteLoss, train
 
     params, world, stop = load_params(), World.from_environment(), StopRequest()
@@ -144,7 +158,7 @@ def follow() -> NoReturn:
         world.join(device)  # the main process comes once everything is in order; until then a signal may end this one
         stop.install()
         inputs, state = prepare(params, device, world, None)
-        state.load_state_dict(world.tell_state(None))
+        state.load_state_dict(tell_state(world, None))
         torch.set_num_threads(state.progress.environment["threads"])
         try:
             train(state, inputs, params, None, [], stop)
@@ -167,44 +181,35 @@ def require_work_for(world: World, params: Params) -> None:
         )
 
 
-def current_identity(params: Params, stage: StageSpec) -> Identity:
-    """The identity of this run, from dvc.yaml, params.yaml and the files as they are at this moment."""
-    from stages.modeling.source import resolve_model
-    from stages.run.identity import identify
-
-    return identify(stage, resolve_model(params.model.source, params.model.revision))
-
-
 def explain_new_run(run: RunFolder, identity: Identity) -> None:
     """Say why a run starts from the beginning although there are others."""
-    from stages.run.folder import list_runs
+    from stages.keeping.folder import list_runs
 
     others = [other for other in list_runs() if other.id != run.id and other.identity_values() is not None]
     if others:
         newest = others[0]
         lines = identity.difference(newest.identity_values() or {})
         more = f" (and {len(lines) - 5} more)" if len(lines) > 5 else ""
-        say(
-            f"new run {run.id}; it differs from run {newest.id} in {', '.join(lines[:5])}{more}; "
-            f"to continue that one on purpose, set train.init_from_run: {newest.id}"
-        )
+        reference = newest.newest_reference()
+        how = f"; to continue that one on purpose, set train.init_from_run: {reference}" if reference else ""
+        say(f"new run {run.id}; it differs from run {newest.id} in {', '.join(lines[:5])}{more}{how}")
 
 
 def prepare(params: Params, device: torch.device, world: World, run: RunFolder | None) -> tuple[Inputs, TrainState]:
     """Load what the tokenize and build_loaders stages left, and build the model and all that trains it. Histories are
     written below `run`, if it is given."""
-    from stages.data.store import TOKENIZED, load_split, load_task, load_tokenizer
+    from stages.batches.plan import BatchPlan
+    from stages.batches.tokenized import TOKENIZED, load_split, load_task, load_tokenizer
+    from stages.config.pretrained import resolve_model
     from stages.modeling.build import build_model
     from stages.modeling.head import head_of
-    from stages.modeling.source import resolve_model
-    from stages.plan.batch_plan import BatchPlan
+    from stages.modeling.losses import loss_name, make_objective
+    from stages.modeling.precision import make_scaler
+    from stages.run.history import History
+    from stages.run.state import TrainState
     from stages.training.callbacks import make_callbacks
-    from stages.training.history import History
     from stages.training.loop import Inputs
-    from stages.training.losses import loss_name, make_objective
     from stages.training.optim import freeze, make_optimizer, make_schedule
-    from stages.training.precision import make_scaler
-    from stages.training.state import TrainState
 
     train = params.train
     task, train_split, plan = load_task(), load_split(TOKENIZED, "train"), BatchPlan()
@@ -243,16 +248,16 @@ def prepare(params: Params, device: torch.device, world: World, run: RunFolder |
 
 def publish(run: RunFolder, state: TrainState, candidates: Candidates) -> None:
     """Write the stage's outs from the finished run. Metrics and plots come last, each whole or not at all."""
-    from stages.storage import files
+    from stages.ground import disk
 
     progress = state.progress
     candidates.copy_to(CANDIDATES, progress.candidates)
     PLOTS.mkdir(exist_ok=True)
     for history in state.histories.values():
         shutil.copyfile(history.path, PLOTS / history.path.name)
-    files.write_text(
-        METRICS,
-        files.dumps(
+    disk.write_text(
+        RECORD,
+        disk.dumps(
             {
                 "steps": progress.step,
                 "epochs": state.epoch,

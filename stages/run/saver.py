@@ -6,7 +6,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from stages.run.checkpoint import CheckpointStore, SaveError, Snapshot
+from stages.keeping.sealed import SaveError
+from stages.run.checkpoint import CheckpointStore, Snapshot
 from stages.run.codec import Tree
 
 # The first save after a start comes with the first step, the next ones at twice the distance of the last, until
@@ -34,7 +35,7 @@ class TimeSchedule:
         return self._clock() - self._last >= self._distance
 
     def saved(self, cost_seconds: float) -> None:
-        """A save ended whose copy and write took `cost_seconds`."""
+        """A save begins; the last one's copy and write took `cost_seconds`."""
         affordable = cost_seconds / COST_SHARE
         self._distance = min(self._limit, max(FIRST_SECONDS, 2 * self._distance, affordable))
         self._last = self._clock()

@@ -31,13 +31,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from stages.config.errors import UserError, quote, user_code
 from stages.config.imports import import_object
-from stages.config.params import CallbackParams, Params
-from stages.run.codec import Tree
+from stages.config.schema import CallbackParams, Params
+from stages.ground.errors import UserError, quote, user_code
 
 if TYPE_CHECKING:
-    from stages.training.state import TrainState
+    from stages.run.codec import Tree
+    from stages.run.state import TrainState
 
 
 class Callback:

@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import math
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import datasets
 import torch
 from torch.nn.utils import clip_grad_norm_
 from transformers import PreTrainedTokenizerBase
 
-from stages.config.errors import UserError
-from stages.config.params import Params, TrainParams
-from stages.data.collate import make_loader, to_device
-from stages.data.store import Task
+from stages.batches.collate import make_loader, to_device
+from stages.batches.plan import BatchPlan, MicroBatch, share
+from stages.batches.randomness import AFTER_BACKWARD, seed_all
+from stages.batches.tokenized import Task
+from stages.config.schema import Params, TrainParams
+from stages.ground.errors import UserError
+from stages.ground.signals import StopRequest, ignore_stop_signals
 from stages.modeling.buffers import remember_buffers
 from stages.modeling.forward import Forward, compiled
-from stages.plan.batch_plan import BatchPlan, MicroBatch, share
-from stages.run.signals import StopRequest, ignore_stop_signals
+from stages.modeling.losses import Objective
+from stages.modeling.precision import autocast, overflowed
+from stages.modeling.world import Parallel, World
+from stages.run.recorder import Recorder
+from stages.run.state import Progress, TrainState
+from stages.scoring.predict import Stopped, predict
 from stages.training.callbacks import Callback, CallbackList
-from stages.training.distributed import Parallel, World
-from stages.training.evaluation import Stopped, predict
-from stages.training.losses import Objective
-from stages.training.precision import autocast, overflowed
-from stages.training.randomness import AFTER_BACKWARD, seed_all
-from stages.training.saving import Recorder
-from stages.training.state import TrainState
 
 SHOWN_ROWS = 64
 
@@ -71,7 +73,7 @@ def train(
     """
     model, optimizer, scaler, progress = state.model, state.optimizer, state.scaler, state.progress
     device, objective, world, options = inputs.device, inputs.objective, inputs.world, params.train
-    callbacks = CallbackList([*state.callbacks.values(), *watchers], state)
+    callbacks = CallbackList([*cast("Mapping[str, Callback]", state.callbacks).values(), *watchers], state)
     parallel = Parallel(Forward(model), world, device)
     forward = compiled(parallel.module) if options.compile else parallel.module
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -81,18 +83,18 @@ def train(
     model.train()
 
     while True:
-        stops = world.agree_to_stop(stop, progress)
+        stops = agree_to_stop(world, stop, progress)
         if is_evaluation_due(options, state, inputs.total_steps):
             scores = evaluate(state, inputs, params, stop)
             if scores is None:  # asked to stop half-way: a resumed run does it again
-                world.agree_to_stop(stop, progress)
+                agree_to_stop(world, stop, progress)
                 break
             state.schedule.after_evaluation(scores["loss"])
             if recorder:
                 recorder.keep_candidate(scores)
             progress.evaluated_step = progress.step
             callbacks.on_evaluate(scores)
-            stops = world.agree_to_stop(stop, progress)
+            stops = agree_to_stop(world, stop, progress)
         if recorder:
             recorder.save_if_due()
         if stops or progress.step == inputs.total_steps:
@@ -139,6 +141,19 @@ def train(
             callbacks.on_log(state.log_row(learning_rate, grad_norm))
 
     callbacks.on_train_end()
+
+
+def agree_to_stop(world: World, stop: StopRequest, progress: Progress) -> bool:
+    """Let a stop signal, or a callback's reason to stop, of any process count for all; whether there is one.
+
+    What arrives later in one process counts when they agree again.
+    """
+    number, stopped = world.maximum(int(stop.signal or 0), int(progress.stop_reason is not None))
+    if number and stop.signal is None:
+        stop.signal = signal.Signals(number)
+    if stopped and progress.stop_reason is None:
+        progress.stop_reason = "a callback of another process stopped it"
+    return bool(number or stopped)
 
 
 def is_evaluation_due(options: TrainParams, state: TrainState, total_steps: int) -> bool:

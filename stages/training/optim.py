@@ -12,9 +12,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau, StepLR
 from transformers import get_scheduler
 
-from stages.config.errors import UserError, quote, user_code
 from stages.config.imports import import_object
-from stages.config.params import TrainParams
+from stages.config.schema import TrainParams
+from stages.ground.errors import UserError, quote, user_code
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {
     "adamw_torch": torch.optim.AdamW,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from stages.config.params import TrainParams
+from stages.config.schema import TrainParams
+from stages.run.candidates import Candidates
 from stages.run.checkpoint import CheckpointStore
 from stages.run.saver import Saver, TimeSchedule
-from stages.training.candidates import Candidates
-from stages.training.state import Progress, TrainState
+from stages.run.state import Progress, TrainState
 
 
 class SaveSchedule:

@@ -8,9 +8,9 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from stages.config.errors import UserError
-from stages.run.checkpoint import DamagedError
-from stages.storage.files import fsync
+from stages.ground.disk import fsync
+from stages.ground.errors import UserError
+from stages.keeping.sealed import DamagedError
 
 Position = dict[str, int]
 """How much of a file a checkpoint saw: `bytes`, and the `crc32` of them."""

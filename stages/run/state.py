@@ -4,18 +4,38 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from stages.modeling.world import World
+from stages.run import codec
 from stages.run.codec import Tree
-from stages.training.callbacks import Callback
-from stages.training.history import History
-from stages.training.optim import Schedule
+from stages.run.history import History
+
+
+class Stateful(Protocol):
+    """What a checkpoint can hold: it says what it must not forget, and goes back to that."""
+
+    def state_dict(self) -> dict[str, Tree]: ...
+
+    def load_state_dict(self, state: dict[str, Tree]) -> None: ...
+
+
+class Schedule(Protocol):
+    """When the learning rate changes (see stages.training.optim)."""
+
+    @property
+    def scheduler(self) -> Stateful: ...
+
+    def after_step(self, ends_epoch: bool, skipped: bool) -> None: ...
+
+    def after_evaluation(self, loss: float) -> None: ...
 
 
 @dataclass
@@ -84,7 +104,7 @@ class TrainState:
     optimizer: Optimizer
     schedule: Schedule
     scaler: torch.amp.GradScaler
-    callbacks: dict[str, Callback]
+    callbacks: Mapping[str, Stateful]
     histories: dict[str, History]
     steps_per_epoch: int
     progress: Progress = field(default_factory=Progress)
@@ -142,3 +162,17 @@ class TrainState:
         for name, history in self.histories.items():
             history.restore(state["history"][name])
         _restore_random_state(state["rng"])
+
+
+def tell_state(world: World, state: Tree) -> Tree:
+    """Main's `state`, tensors on the CPU, in every process."""
+    skeleton, tensors = codec.split(state if world.is_main else None, "state")
+    kinds = {name: (str(t.dtype).removeprefix("torch."), list(t.shape)) for name, t in tensors.items()}
+    skeleton, kinds = world.tell([skeleton, kinds])
+    for name, (dtype, shape) in kinds.items():
+        if not world.is_main:
+            tensors[name] = torch.empty(shape, dtype=getattr(torch, dtype))
+        if tensors[name].numel():
+            # As bytes: the backend need not know the type.
+            world.broadcast(tensors[name].reshape(-1).view(torch.uint8))
+    return codec.join(skeleton, tensors)

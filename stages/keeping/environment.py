@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import platform
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy
-import torch
-import transformers
+if TYPE_CHECKING:
+    import torch
 
 
 def current(device: torch.device, world_size: int) -> dict[str, Any]:
     """Library versions, the kind of device (`cuda (NVIDIA H100)`), the number of processes and of intra-op threads."""
+    import numpy
+    import torch
+    import transformers
+
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     return {
         "python": ".".join(platform.python_version_tuple()[:2]),

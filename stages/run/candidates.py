@@ -8,10 +8,12 @@ from typing import Any
 
 from torch import nn
 
-from stages.config.params import Params
+from stages.config.schema import Params
+from stages.ground import disk
+from stages.ground.places import step_name
+from stages.keeping.sealed import MANIFEST, disk_errors, seal, verify
 from stages.modeling.build import save_model
-from stages.run.checkpoint import MANIFEST, CheckpointStore, disk_errors, step_name, verify, write_manifest
-from stages.storage import files
+from stages.run.checkpoint import CheckpointStore
 
 Candidate = dict[str, Any]
 """`step`: int, `scores`: {name: value}. A list of them is best first."""
@@ -29,8 +31,7 @@ class Candidates:
         self._keep = params.train.keep_candidates
         self._metric = params.evaluate.metric_for_best_model
         self._sign = -1.0 if params.evaluate.higher_wins else 1.0
-        folder.mkdir(parents=True, exist_ok=True)
-        files.remove_temporaries(folder)
+        disk.remove_temporaries(folder)
 
     def at(self, folder: Path) -> Candidates:
         """The same rules for another run's models."""
@@ -48,11 +49,11 @@ class Candidates:
 
             def fill(folder: Path) -> None:
                 save_model(model, folder, self._params.model)
-                write_manifest(folder, step=step)
+                seal(folder, step=step)
 
             size = sum(p.numel() * p.element_size() for p in model.parameters())
             with disk_errors(self._folder, f"candidate {step_name(step)}", size):
-                files.write_folder(self._folder / step_name(step), fill)
+                disk.write_folder(self._folder / step_name(step), fill)
         return best
 
     def check(self, kept: list[Candidate]) -> None:
@@ -66,7 +67,7 @@ class Candidates:
         names = {step_name(candidate["step"]) for candidates in lists for candidate in candidates}
         for path in self._folder.glob("step-*"):
             if path.name not in names:
-                files.remove(path)
+                disk.remove(path)
 
     def copy_to(self, folder: Path, kept: list[Candidate]) -> None:
         """Write the models in the list below `folder`, which is replaced as a whole."""
@@ -76,4 +77,4 @@ class Candidates:
                 name = step_name(candidate["step"])
                 shutil.copytree(self._folder / name, target / name, ignore=shutil.ignore_patterns(MANIFEST))
 
-        files.write_folder(folder, fill)
+        disk.write_folder(folder, fill)
