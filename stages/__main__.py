@@ -1,7 +1,8 @@
 """The entry point for people.
 
 python -m stages repro [--fresh] [...]   mend what a kill left, then become `dvc repro [...]`
-python -m stages runs [--prune]          list the runs in runs/, or remove those that are not needed
+python -m stages runs                    list the runs in runs/
+python -m stages runs --prune [RUN ...]  remove these runs, or all finished ones but the newest
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
-from stages.config.errors import UserError, run_stage
-from stages.run.signals import PARENT_PID
+from stages.ground.errors import UserError, run_stage
+from stages.ground.signals import PARENT_PID
 
 
 def repro(arguments: list[str], fresh: bool) -> None:
     """Become `dvc repro`, with this Python first on PATH, as dvc.yaml says `python`."""
-    from stages.repository.healing import heal
+    from stages.healing import heal
 
     for line in heal():
         print(f"mended: {line}", file=sys.stderr, flush=True)
@@ -34,56 +35,51 @@ def repro(arguments: list[str], fresh: bool) -> None:
 
 def drop_matching_run() -> None:
     """Remove the state of the run that the files and parameters as they are now would continue."""
-    from stages.config.params import load_params
     from stages.config.pipeline import load_stage
-    from stages.modeling.source import resolve_model
-    from stages.run.folder import RunFolder
-    from stages.run.identity import identify
-    from stages.storage import files
+    from stages.keeping.folder import RunFolder
+    from stages.keeping.identity import identify
 
-    model = load_params().model
     try:
-        run = RunFolder.of(identify(load_stage("train"), resolve_model(model.source, model.revision)))
+        run = RunFolder.of(identify(load_stage("train")))
     except UserError as error:
         print(f"--fresh: no run to drop ({error})", file=sys.stderr, flush=True)
         return
     if run.path.exists():
-        run.acquire()
-        files.remove(run.path)
+        run.remove()
         print(f"--fresh: dropped run {run.id}", file=sys.stderr, flush=True)
 
 
-def runs(prune: bool) -> None:
-    """List the runs, newest first; with `prune`, keep the newest one only."""
+def list_all() -> None:
+    """List the runs, newest first."""
     from rich.console import Console
     from rich.table import Table
 
-    from stages.run.checkpoint import CheckpointStore
-    from stages.run.folder import list_runs
-    from stages.storage import files
+    from stages.keeping.folder import list_runs, version_of
+    from stages.keeping.sealed import FORMAT
 
-    found = list_runs()
-    if prune:
-        for run in found[1:]:
-            try:
-                run.acquire()
-                files.remove(run.path)
-                print(f"removed {run.id}")
-            except (UserError, OSError) as error:
-                print(f"kept {run.id}: {error}")
-        return
-    table = Table("run", "state", "step", "last started", "size")
-    for run in found:
-        steps = CheckpointStore(run.checkpoints, run.id).steps()
-        size = sum(path.stat().st_size for path in run.path.rglob("*") if path.is_file())
+    table = Table("run", "state")
+    table.add_column("newest checkpoint", no_wrap=True, min_width=35)  # to be copied
+    for name in ("last started", "size"):
+        table.add_column(name, no_wrap=True)
+    for run in list_runs():
+        state = "finished" if run.finished else "running" if run.lock.holder() else "stopped"
+        if run.format != FORMAT:
+            state = "unreadable" if run.format is None else f"format {run.format}: {version_of(run.format)}"
         table.add_row(
             run.id,
-            "finished" if run.finished else "running" if run.held_by() else "stopped",
-            str(steps[0] if steps else 0),
+            state,
+            run.newest_reference() if run.format == FORMAT else "",
             datetime.fromtimestamp(run.used).isoformat(" ", "seconds"),
-            f"{size / 1e6:.0f} MB",
+            f"{run.bytes / 1e6:.0f} MB",
         )
-    Console().print(table)
+    Console(width=max(Console().width, 120)).print(table)
+
+
+def prune_runs(ids: list[str]) -> None:
+    """Remove the runs of these `ids`, or if there are none all finished ones but the newest."""
+    from stages.keeping.folder import prune, removable, runs_named
+
+    prune(list(runs_named(ids)) if ids else removable()[:-1], print)
 
 
 def main() -> None:
@@ -95,14 +91,18 @@ def main() -> None:
     parser_repro = commands.add_parser("repro", help="run what has changed; other arguments go to dvc repro")
     parser_repro.add_argument("--fresh", action="store_true", help="drop the matching run's state first")
     parser_runs = commands.add_parser("runs", help="list the runs")
-    parser_runs.add_argument("--prune", action="store_true", help="remove all runs but the newest")
+    parser_runs.add_argument(
+        "--prune", nargs="*", metavar="RUN", help="remove these runs, or all finished ones but the newest"
+    )
     known, rest = parser.parse_known_args()
     if known.command == "repro":
         repro(rest, known.fresh)
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    elif known.prune is None:
+        list_all()
     else:
-        runs(known.prune)
+        prune_runs(known.prune)
 
 
 if __name__ == "__main__":

@@ -7,32 +7,34 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.config.errors import UserError, run_stage
-from stages.config.params import Params, load_params
-from stages.run.signals import die_with_parent
+from stages.config.pipeline import load_stage
+from stages.config.schema import Params
+from stages.ground.errors import UserError, run_stage
+from stages.ground.places import METRICS
+from stages.ground.signals import die_with_parent
 
 if TYPE_CHECKING:
-    from stages.plan.batch_plan import BatchPlan
+    from stages.batches.plan import BatchPlan
 
-METRICS = Path("metrics/loaders.json")
+RECORD = METRICS / "loaders.json"
 PREVIEW = "preview.json"
 
 
 def main() -> None:
     """Run the stage from params.yaml."""
     die_with_parent()
-    params = load_params()
+    params = load_stage("build_loaders").params
 
-    from stages.plan.batch_plan import LOADERS
-    from stages.storage import files
+    from stages.batches.plan import LOADERS
+    from stages.ground import disk
 
     metrics: dict[str, Any] = {}
 
     def fill(folder: Path) -> None:
         metrics.update(build_loaders(params, folder))
 
-    files.write_folder(LOADERS, fill)
-    files.write_text(METRICS, files.dumps(metrics))
+    disk.write_folder(LOADERS, fill)
+    disk.write_text(RECORD, disk.dumps(metrics))
     print(
         f"{metrics['batches_per_epoch']} batches an epoch, {metrics['epochs']} epochs, "
         f"padding efficiency {metrics['padding_efficiency']:.3f}",
@@ -46,8 +48,8 @@ def build_loaders(params: Params, folder: Path) -> dict[str, Any]:
     Raises:
         UserError: no batch is left, because drop_last drops the only one.
     """
-    from stages.data.store import TOKENIZED, lengths, load_split
-    from stages.plan.batch_plan import BatchPlan, PlanShape, write_epoch
+    from stages.batches.plan import BatchPlan, PlanShape, write_epoch
+    from stages.batches.tokenized import TOKENIZED, lengths, load_split
 
     loaders = params.build_loaders
     token_counts = lengths(load_split(TOKENIZED, "train"))
@@ -77,9 +79,9 @@ def write_preview(folder: Path, plan: BatchPlan) -> None:
     """Collate the first micro-batch as train will, and write down what it looks like."""
     import torch
 
-    from stages.data.collate import make_loader
-    from stages.data.store import FEATURES, TOKENIZED, load_split, load_tokenizer
-    from stages.storage import files
+    from stages.batches.collate import make_loader
+    from stages.batches.tokenized import FEATURES, TOKENIZED, load_split, load_tokenizer
+    from stages.ground import disk
 
     tokenizer = load_tokenizer()
     first = next(itertools.chain.from_iterable(plan.steps(1, 1)))
@@ -96,7 +98,7 @@ def write_preview(folder: Path, plan: BatchPlan) -> None:
         },
         "first_row": first_row,
     }
-    files.write_text(folder / PREVIEW, files.dumps(preview))
+    disk.write_text(folder / PREVIEW, disk.dumps(preview))
 
 
 if __name__ == "__main__":

@@ -6,31 +6,33 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from stages.config.errors import UserError, run_stage
-from stages.config.params import Params, load_params
-from stages.config.pipeline import load_stage, require_code_deps
-from stages.run.signals import die_with_parent
+from stages.config.pipeline import load_stage
+from stages.config.schema import Params
+from stages.ground.errors import UserError, run_stage
+from stages.ground.places import CANDIDATES, METRICS, VALIDATION, step_name, steps_in
+from stages.ground.signals import die_with_parent
 
-CANDIDATES = Path("models/candidates")
-PREDICTIONS = Path("data/predictions/validation")
-METRICS = Path("metrics/candidates.json")
+RECORD = METRICS / "candidates.json"
 
 
 def main() -> None:
     """Run the stage from params.yaml."""
     die_with_parent()
-    params = load_params()
-    require_code_deps(load_stage("evaluate"), params)
+    stage = load_stage("evaluate")
 
-    from stages.storage import files
+    from stages.ground import disk
+    from stages.keeping.code import find_code, require_code, require_imported
 
+    code = find_code(stage)
+    require_code(stage, code)
     scores: dict[str, dict[str, float]] = {}
 
     def fill(folder: Path) -> None:
-        scores.update(evaluate_candidates(params, folder))
+        scores.update(evaluate_candidates(stage.params, folder))
+        require_imported(stage, code)
 
-    files.write_folder(PREDICTIONS, fill)
-    files.write_text(METRICS, files.dumps(scores))
+    disk.write_folder(VALIDATION, fill)
+    disk.write_text(RECORD, disk.dumps(scores))
 
 
 def evaluate_candidates(params: Params, folder: Path) -> dict[str, dict[str, float]]:
@@ -39,9 +41,9 @@ def evaluate_candidates(params: Params, folder: Path) -> dict[str, dict[str, flo
     Raises:
         UserError: there is no candidate.
     """
-    from stages.inference.predictor import Predictor
+    from stages.scoring.predictor import Predictor
 
-    paths = sorted(path for path in CANDIDATES.glob("step-*") if path.is_dir())
+    paths = [CANDIDATES / step_name(step) for step in reversed(steps_in(CANDIDATES))]
     if not paths:
         raise UserError(f"{CANDIDATES}: no candidate there; run: dvc repro train")
     predictor = Predictor(params)

@@ -8,53 +8,57 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.config.errors import UserError, run_stage
-from stages.config.params import FACTORY, EvaluateParams, Params, load_params
-from stages.config.pipeline import load_stage, require_code_deps
-from stages.run.signals import die_with_parent
+from stages.config.pipeline import load_stage
+from stages.config.rules import shown
+from stages.config.schema import FACTORY, EvaluateParams, Params
+from stages.ground.errors import UserError, run_stage
+from stages.ground.places import BEST, CANDIDATES, METRICS, PLOTS, REPORT, TEST, VALIDATION, step_name, step_of
+from stages.ground.signals import die_with_parent
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from stages.data.store import Task
+    from stages.batches.tokenized import Task
 
-CANDIDATES = Path("models/candidates")
-VALIDATION = Path("data/predictions/validation")
-BEST = Path("models/best")
-TEST = Path("data/predictions/test")
-REPORT = Path("report.html")
-METRICS, PLOTS = Path("metrics"), Path("plots")
+# What DVC shows in a table: as many columns fit.
+SHOWN_SCORES = 12
 
 
 def main() -> None:
     """Run the stage from params.yaml."""
     die_with_parent()
-    params = load_params()
-    require_code_deps(load_stage("select_best"), params)
+    stage = load_stage("select_best")
+    params = stage.params
     candidates = json.loads((METRICS / "candidates.json").read_text(encoding="utf-8"))
     ranked = rank(candidates, params.evaluate, params.select_best.tie_break)
 
     import pandas as pd
 
-    from stages.data.store import TOKENIZED, has_split, load_task
-    from stages.inference.predictor import Predictor
-    from stages.storage import files
+    from stages.batches.tokenized import TOKENIZED, has_split, load_task
+    from stages.ground import disk
+    from stages.keeping.code import find_code, require_code, require_imported
+    from stages.scoring.predictor import Predictor
 
+    code = find_code(stage)
+    require_code(stage, code)
     chosen = ranked[0]
     evals = pd.read_csv(PLOTS / "eval.tsv", sep="\t")
     test: pd.DataFrame | None = None
     scores: dict[str, float] = {}
     if has_split(TOKENIZED, "test"):
         test, scores = Predictor(params).run(CANDIDATES / chosen, "test")
+    require_imported(stage, code)
     best = describe(ranked, candidates, scores, evals, params)
     task = load_task()
     validation = pd.read_parquet(VALIDATION / f"{chosen}.parquet")
 
-    files.write_folder(BEST, lambda folder: write_model(folder, best, task, params))
-    files.write_folder(TEST, lambda folder: write_test(folder, test))
+    disk.write_folder(BEST, lambda folder: write_model(folder, best, task, params))
+    disk.write_folder(TEST, lambda folder: write_test(folder, test))
     write_plots(validation, test, task)
-    files.write_text(REPORT, make_report(best, candidates, evals, validation, test, task, params))
-    files.write_text(METRICS / "best.json", files.dumps(best))
+    disk.write_text(REPORT, make_report(best, candidates, evals, validation, test, task, params))
+    disk.write_text(METRICS / "best.json", disk.dumps(best))
+    train_loss = json.loads((METRICS / "train.json").read_text(encoding="utf-8"))["train_loss"]
+    disk.write_text(METRICS / "scores.json", json.dumps(headline(best, train_loss), indent=2) + "\n")
     print(f"{chosen}: {best['reason']}", file=sys.stderr)
 
 
@@ -70,7 +74,7 @@ def rank(candidates: dict[str, dict[str, float]], evaluate: EvaluateParams, tie_
     sign = -1 if evaluate.higher_wins else 1
 
     def key(name: str) -> tuple[bool, float, int]:
-        value, step = candidates[name][metric], int(name.removeprefix("step-"))
+        value, step = candidates[name][metric], step_of(name)
         return value != value, sign * value, step if tie_break == "earliest" else -step
 
     return sorted(candidates, key=key)
@@ -86,10 +90,10 @@ def describe(
     """metrics/best.json: what was chosen, its scores, and why."""
     metric = params.evaluate.metric_for_best_model
     chosen, others = ranked[0], ranked[1:]
-    value, step = candidates[chosen][metric], int(chosen.removeprefix("step-"))
+    value, step = candidates[chosen][metric], step_of(chosen)
     runner_up, reason = None, f"the only candidate ({metric} {value:.4f})"
     if others:
-        runner_up = {"step": int(others[0].removeprefix("step-")), "value": candidates[others[0]][metric]}
+        runner_up = {"step": step_of(others[0]), "value": candidates[others[0]][metric]}
         superlative = "highest" if params.evaluate.higher_wins else "lowest"
         reason = f"{superlative} validation {metric} of {len(ranked)} candidates: {value:.4f}"
         if value != value:
@@ -109,15 +113,31 @@ def describe(
     }
 
 
+def headline(best: dict[str, Any], train_loss: float) -> dict[str, dict[str, float]]:
+    """metrics/scores.json, the numbers that DVC compares: the scores of the split that judges, the metric that
+    decides first; what chose the candidate; and the loss in training. Never more than fit into a table."""
+    validation, test = best["validation"], best["test"]
+    names = sorted(test or validation, key=lambda name: (name == "loss", name != best["metric"]))
+    found = {"test": {name: test[name] for name in names}} if test else {}
+    chosen_by = dict.fromkeys([best["metric"], "loss"]) if test else names
+    found["validation"] = {name: validation[name] for name in chosen_by}
+    found["train"] = {"loss": train_loss}
+    # What there are too many of are metrics of one's own, or all that there are.
+    surplus = max(sum(map(len, found.values())) - SHOWN_SCORES, 0)
+    judged = found["test" if test else "validation"]
+    for name in names[::-1][1 : surplus + 1]:
+        del judged[name]
+    return found
+
+
 def write_model(folder: Path, best: dict[str, Any], task: Task, params: Params) -> None:
     """The model and its card: an ordinary Hugging Face folder, or of a factory model what its card's lines load."""
     import shutil
 
-    from stages.data.store import TOKENIZED
+    from stages.batches.tokenized import TOKENIZED
     from stages.modeling.head import head_of
+    from stages.modeling.losses import loss_name
     from stages.report.model_card import model_card
-    from stages.run.checkpoint import step_name
-    from stages.training.losses import loss_name
 
     shutil.copytree(CANDIDATES / step_name(best["step"]), folder, dirs_exist_ok=True)
     if task.text_columns:
@@ -127,7 +147,7 @@ def write_model(folder: Path, best: dict[str, Any], task: Task, params: Params) 
     if params.model.source.startswith(FACTORY):
         shutil.copy(TOKENIZED / "task.json", folder)
     head = head_of(task, loss_name(params.train, task))
-    card = model_card(best=best, task=task, head=head, params=params.model_dump(by_alias=True))
+    card = model_card(best=best, task=task, head=head, params=shown(params))
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -139,12 +159,12 @@ def write_test(folder: Path, test: pd.DataFrame | None) -> None:
 
 def write_plots(validation: pd.DataFrame, test: pd.DataFrame | None, task: Task) -> None:
     """DVC's plots of the test split, or of the validation split where there are no test labels."""
+    from stages.ground import disk
     from stages.report.plots import confusion_rows, precision_recall_rows
-    from stages.storage import files
 
     shown = test if test is not None and test["label"].notna().all() else validation
-    files.write_text(PLOTS / "confusion_matrix.csv", confusion_rows(shown, task).to_csv(index=False))
-    files.write_text(PLOTS / "precision_recall.csv", precision_recall_rows(shown, task).to_csv(index=False))
+    disk.write_text(PLOTS / "confusion_matrix.csv", confusion_rows(shown, task).to_csv(index=False))
+    disk.write_text(PLOTS / "precision_recall.csv", precision_recall_rows(shown, task).to_csv(index=False))
 
 
 def make_report(
@@ -167,7 +187,7 @@ def make_report(
         train=pd.read_csv(PLOTS / "train.tsv", sep="\t"),
         evals=evals,
         data=json.loads((METRICS / "data.json").read_text(encoding="utf-8")),
-        params=params.model_dump(by_alias=True),
+        params=shown(params),
         task=task,
         validation=validation,
         test=test,

@@ -11,31 +11,31 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.config.errors import quote, run_stage
-from stages.config.params import Params, load_params
-from stages.config.pipeline import load_stage
-from stages.modeling.source import MODEL, TOKENIZER, require_visible
-from stages.run.signals import die_with_parent
+from stages.config.pipeline import load_stage, require_folders, require_inputs
+from stages.config.pretrained import MODEL, TOKENIZER, resolve_model, resolve_tokenizer
+from stages.config.schema import Params
+from stages.ground.errors import quote, run_stage
+from stages.ground.places import METRICS
+from stages.ground.signals import die_with_parent
 
 if TYPE_CHECKING:
     from stages.data.encode import FeatureEncoder, TextEncoder
     from stages.data.sources import Source
 
-METRICS = Path("metrics/data.json")
+RECORD = METRICS / "data.json"
 
 
 def main() -> None:
     """Run the stage from params.yaml. A failure leaves the outs as they were."""
     die_with_parent()
-    params = load_params()
     stage = load_stage("tokenize")
-    require_visible(stage, params.model.source)
-    if params.tokenize.tokenizer is not None:
-        require_visible(stage, params.tokenize.tokenizer, TOKENIZER)
+    params = stage.params
+    require_folders(stage)
+    require_inputs(params)
     _quieten()
 
-    from stages.data.store import TOKENIZED
-    from stages.storage import files
+    from stages.batches.tokenized import TOKENIZED
+    from stages.ground import disk
 
     metrics: dict[str, Any] = {}
 
@@ -44,8 +44,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir=folder) as cache:
             metrics.update(tokenize(params, folder, Path(cache)))
 
-    files.write_folder(TOKENIZED, fill)
-    files.write_text(METRICS, files.dumps(metrics))
+    disk.write_folder(TOKENIZED, fill)
+    disk.write_text(RECORD, disk.dumps(metrics))
 
 
 def tokenize(params: Params, out: Path, cache: Path) -> dict[str, Any]:
@@ -59,7 +59,8 @@ def tokenize(params: Params, out: Path, cache: Path) -> dict[str, Any]:
     """
     import datasets
 
-    from stages.data import encode, labels, sources, statistics, store
+    from stages.batches.tokenized import SPLITS, Task, save_task
+    from stages.data import encode, labels, sources, statistics
 
     data = params.data
     text_encoder = _text_encoder(params, out) if data.text_columns else None
@@ -72,7 +73,7 @@ def tokenize(params: Params, out: Path, cache: Path) -> dict[str, Any]:
     encoder = text_encoder or _feature_encoder(source, out)
 
     tokenized, raw, metrics = {}, {}, {}
-    for split in [name for name in store.SPLITS if name in source.splits]:
+    for split in [name for name in SPLITS if name in source.splits]:
         raw_cache, input_cache = cache / f"raw-{split}.arrow", cache / f"inputs-{split}.arrow"
         labelled = not labels.is_unlabelled(source.splits[split], columns.label)
         rows = encode.raw_rows(source.splits[split], columns, raw_cache)
@@ -89,9 +90,9 @@ def tokenize(params: Params, out: Path, cache: Path) -> dict[str, Any]:
 
     datasets.DatasetDict(tokenized).save_to_disk(str(out))
     datasets.DatasetDict(raw).save_to_disk(str(out / "raw"))
-    store.save_task(
+    save_task(
         out,
-        store.Task(
+        Task(
             task=data.task,
             label_names=tuple(names),
             text_columns=tuple(data.text_columns),
@@ -111,7 +112,6 @@ def tokenize(params: Params, out: Path, cache: Path) -> dict[str, Any]:
 def _text_encoder(params: Params, out: Path) -> TextEncoder:
     """The tokenizer of the model, or the one that `tokenize.tokenizer` names; written to `out`."""
     from stages.data import encode
-    from stages.modeling.source import resolve_model, resolve_tokenizer
 
     own, max_length = params.tokenize.tokenizer, params.tokenize.max_length
     model = resolve_model(params.model.source, params.model.revision)
