@@ -80,13 +80,13 @@ def trainer(workspace: Path, accumulation: int, steps: int) -> list[float]:
     import torch
     from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainingArguments
 
-    from stages.config.params import load_params
-    from stages.data.store import TOKENIZED, load_split, load_task, load_tokenizer
+    from stages.batches.plan import LOADERS, BatchPlan
+    from stages.batches.tokenized import TOKENIZED, load_split, load_task, load_tokenizer
+    from stages.config.pretrained import resolve_model
+    from stages.config.read import load_params
     from stages.modeling.build import build_model
     from stages.modeling.head import head_of
-    from stages.modeling.source import resolve_model
-    from stages.plan.batch_plan import LOADERS, BatchPlan
-    from stages.training.losses import loss_name
+    from stages.modeling.losses import loss_name
     from stages.training.optim import make_optimizer
 
     params, task = load_params(workspace / "params.yaml"), load_task(workspace / TOKENIZED)

@@ -38,7 +38,7 @@ def train(folder: Path, save_steps: int, epochs: int) -> None:
     )
     from transformers.trainer_utils import get_last_checkpoint
 
-    from stages.modeling.source import resolve_model
+    from stages.config.pretrained import resolve_model
 
     source = resolve_model(MODEL, None)
     tokenizer = AutoTokenizer.from_pretrained(source)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from typing import Any
 
 from conftest import ROOT, WORDS
 
-from stages.config.params import read_yaml
+from stages.config.read import read_yaml
 
 PYTHON_BIN = str(Path(sys.executable).parent)
 # What a kill must never change.
@@ -76,6 +77,12 @@ class Checkout:
             for section, values in source.items():
                 params[section].update(values)
         (self.folder / "params.yaml").write_text(json.dumps(params, indent=1))
+        # A user does this by hand, told by tokenize.
+        made_by = "features.json" if params["data"]["feature_columns"] else "tokenizer"
+        dvc = self.folder / "dvc.yaml"
+        dvc.write_text(
+            re.sub(r"data/tokenized/(tokenizer|features.json)\n", f"data/tokenized/{made_by}\n", dvc.read_text())
+        )
 
     def write_split(self, split: str, rows: int) -> None:
         """Pairs of random words and three numbers; the label, by task, is whether, how or how much they are equal."""

@@ -53,7 +53,7 @@ class Project:
     overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def write_params(self, **sections: Mapping[str, Any]) -> None:
-        from stages.config.params import read_yaml
+        from stages.config.read import read_yaml
 
         params = read_yaml(ROOT / "params.yaml")
         for changes in (self.overrides, sections):
@@ -61,7 +61,8 @@ class Project:
                 params[section].update(values)
         # JSON is YAML.
         deps = [source for source in (params["model"]["source"], params["tokenize"]["tokenizer"]) if source]
-        dvc = {"stages": {"tokenize": {"cmd": "exec python -m stages.tokenize", "deps": deps}}}
+        stages = {name: {"cmd": f"exec python -m stages.{name}"} for name in ("tokenize", "build_loaders")}
+        dvc = {"stages": {**stages, "tokenize": {**stages["tokenize"], "deps": deps}}}
         (self.folder / "dvc.yaml").write_text(json.dumps(dvc), encoding="utf-8")
         (self.folder / "params.yaml").write_text(json.dumps(params), encoding="utf-8")
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import pkgutil
 import runpy
 import subprocess
 import sys
@@ -21,33 +20,32 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import stages.custom  # noqa: E402
-from stages.config.params import METRICS  # noqa: E402
+import faults  # noqa: E402  before `stages`, whose runs it is no part of
+
+import stages  # noqa: E402
+from stages.config.pipeline import load_stage  # noqa: E402
+from stages.keeping.code import find_code  # noqa: E402
 
 
 def serve() -> None:
     """Answer requests until standard input ends."""
     import evaluate  # noqa: F401  the slowest import, and train's only lazy one
-    import faults
 
-    for module in pkgutil.walk_packages(stages.__path__, "stages."):
-        if module.name not in ("stages.train", "stages.__main__") and not is_evaluate_module(module.name):
-            importlib.import_module(module.name)
+    os.chdir(ROOT)
+    for path in sorted(find_code(load_stage("train")).files):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        # Those of stages.metrics are imported by `evaluate` alone, from a copy, and which depends on the task.
+        if name != "stages.train" and not name.startswith("stages.metrics"):
+            importlib.import_module(name)
     for line in sys.stdin:
         request = json.loads(line)
         child = os.fork()
         if child == 0:
-            run(request, faults)
+            run(request)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 
-def is_evaluate_module(name: str) -> bool:
-    """Those are imported by `evaluate` alone, from a copy."""
-    package, _, module = name.rpartition(".")
-    return package == "stages.metrics" and module in METRICS
-
-
-def run(request: dict[str, Any], faults: Any) -> None:
+def run(request: dict[str, Any]) -> None:
     """The child: become train."""
     code = 1
     try:
@@ -55,7 +53,11 @@ def run(request: dict[str, Any], faults: Any) -> None:
         os.chdir(request["folder"])
         os.environ.update(request["env"])
         # Modules come from the repository, but what a user brings along from the checkout.
-        stages.custom.__path__.insert(0, str(Path("stages/custom").absolute()))
+        stages.__path__.insert(0, str(Path("stages").absolute()))
+        sys.modules.pop("__mp_main__", None)  # multiprocessing's second name for this file
+        for name, module in list(sys.modules.items()):
+            if name.partition(".")[0] == "stages" and module.__file__:
+                module.__file__ = module.__file__.replace(str(ROOT), str(Path.cwd()))
         output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output, 1)
         os.dup2(output, 2)

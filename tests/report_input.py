@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.data.store import Task
+from stages.batches.tokenized import Task
 from stages.modeling.head import decide, head_of
 from stages.report.rows import logit_matrix
 

@@ -10,10 +10,10 @@ import pytest
 from checkout import Checkout
 from training import train
 
-from stages.config.errors import UserError
-from stages.config.params import read_yaml
+from stages.config.read import read_yaml
+from stages.ground.errors import UserError
+from stages.run.state import Progress
 from stages.training.callbacks import EarlyStopping, make_callbacks
-from stages.training.state import Progress
 
 
 class FakeState:
@@ -73,7 +73,7 @@ def test_a_run_is_complete_at_its_last_step_or_where_a_callback_stopped_it_once_
 def test_callback_that_cannot_be_loaded_is_one_line(entry: dict[str, Any], expected: str) -> None:
     from conftest import ROOT
 
-    from stages.config.params import parse_params
+    from stages.config.read import parse_params
 
     values = read_yaml(ROOT / "params.yaml")
     values["train"]["callbacks"] = [entry]

@@ -19,7 +19,7 @@ from checkout import Checkout
 from safetensors.torch import load_file
 from training import SAVES, TRAIN_OUTS, executed_steps, train
 
-from stages.plan.batch_plan import MicroBatch, share
+from stages.batches.plan import MicroBatch, share
 
 # Three micro-batches in an epoch's last step, of which there are two: fewer than four processes.
 SHAPE: dict[str, dict[str, Any]] = {

@@ -11,13 +11,14 @@ from conftest import ROOT
 from own import Sampling
 from torch import nn
 
-from stages.config.errors import UserError
-from stages.config.params import TrainParams, read_yaml
-from stages.data.store import Task
+from stages.batches.tokenized import Task
+from stages.config.read import read_yaml
+from stages.config.schema import TrainParams
+from stages.ground.errors import UserError
 from stages.modeling.buffers import remember_buffers
 from stages.modeling.device import pick_device
-from stages.training.evaluation import predict
-from stages.training.losses import make_objective
+from stages.modeling.losses import make_objective
+from stages.scoring.predict import predict
 from stages.training.optim import make_optimizer, make_schedule
 
 CPU = torch.device("cpu")

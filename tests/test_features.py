@@ -18,10 +18,11 @@ from conftest import Project
 
 from stages import build_loaders
 from stages import tokenize as stage
-from stages.config.errors import UserError, run_stage
-from stages.data import encode, numbers, store, tables
-from stages.data.collate import make_loader
+from stages.batches import tokenized as store
+from stages.batches.collate import make_loader
+from stages.data import encode, numbers, tables
 from stages.data.features import Standardizer
+from stages.ground.errors import UserError, run_stage
 
 Cells = np.random.default_rng(0).normal(3.0, 2.0, (40, 3))
 

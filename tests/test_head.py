@@ -11,8 +11,8 @@ import torch
 from scipy.special import expit, softmax
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from stages.config.errors import UserError
-from stages.data.store import Task
+from stages.batches.tokenized import Task
+from stages.ground.errors import UserError
 from stages.modeling.head import decide, head_of, probabilities
 
 TEXTS = ["the cat sat on a mat", "good tree was bad", "dog ran under the blue bird", "fine"]

@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import random
+import re
 import resource
 import shutil
 import signal
@@ -24,6 +25,8 @@ import pytest
 from checkout import Checkout
 from conftest import ROOT
 from training import EARLY_STOPPING, TRAIN_OUTS, die_at, executed_steps, saved_steps, start_training, train
+
+from stages.keeping.folder import RunFolder
 
 # With two checkpoints behind it, of steps 3 and 6.
 MID_RUN = r"on:checkpoints/\.step-00000009"
@@ -107,7 +110,7 @@ def test_stop_signal_saves_says_what_to_run_and_exits_non_zero(
 @pytest.mark.parametrize(("pause", "ends"), [(0.3, False), (2.2, True)])
 def test_only_a_second_ctrl_c_two_seconds_later_ends_a_step_that_hangs(pause: float, ends: bool) -> None:
     script = (
-        "import time; from stages.run.signals import StopRequest\n"
+        "import time; from stages.ground.signals import StopRequest\n"
         "stop = StopRequest(); stop.install(); print('ready', flush=True)\n"
         "begin = time.monotonic()\n"
         "while time.monotonic() - begin < 5: time.sleep(0.1)\n"
@@ -190,7 +193,7 @@ def test_other_parameters_get_a_run_of_their_own_and_the_first_goes_on(prepared:
     output = train(checkout)
     (first,) = [run for run in checkout.runs() if not (run / "finished.json").exists()]
     assert f"differs from run {first.name} in train.learning_rate: 0.0001 -> 0.001" in output
-    assert f"train.init_from_run: {first.name}" in output
+    assert re.search(rf"train.init_from_run: {first.name}/step-00000006@[0-9a-f]{{8}}\n", output)
     (checkout.folder / "params.yaml").write_text(json.dumps(params))
     assert "going on after step" in train(checkout)
     reference = prepared({})
@@ -202,7 +205,7 @@ def test_other_parameters_get_a_run_of_their_own_and_the_first_goes_on(prepared:
     ("path", "edit", "continues"),
     [
         ("stages/training/loop.py", lambda text: "# a comment\n" + text, True),
-        ("stages/training/losses.py", lambda text: text + "\nNEW = 1\n", False),
+        ("stages/modeling/losses.py", lambda text: text + "\nNEW = 1\n", False),
         ("data/tokenized/task.json", lambda text: text + "\n", False),
         ("tiny/config.json", lambda text: text.replace("0.1", "0.2"), False),
     ],
@@ -223,12 +226,12 @@ def test_edit_between_kill_and_rerun_starts_anew_unless_it_is_a_comment(
 def test_edit_while_it_trains_publishes_nothing(prepared: Callable[..., Checkout]) -> None:
     checkout = prepared({**LONG, "train": {**LONG["train"], "num_train_epochs": 20}})
     process = start_training(checkout)
-    losses = checkout.folder / "stages/training/losses.py"
+    losses = checkout.folder / "stages/modeling/losses.py"
     before = losses.read_text()
     losses.write_text(before + "\nNEW = 1\n")
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 2
-    assert "nothing is published: stages/training/losses.py: changed" in output
+    assert "nothing is published: stages/modeling/losses.py: changed" in output
     assert not (checkout.folder / "models").exists()
     losses.write_text(before)
     assert "nothing to train" in train(checkout)
@@ -301,20 +304,22 @@ def test_init_from_run_goes_on_with_everything_where_optimizer_and_plan_are_the_
     train(checkout)
     (first,) = checkout.runs()
     params = json.loads((checkout.folder / "params.yaml").read_text())
-    params["train"] |= {"num_train_epochs": 3, "init_from_run": first.name}
+    source = RunFolder(first).newest_reference()
+    assert source is not None
+    params["train"] |= {"num_train_epochs": 3, "init_from_run": source}
     (checkout.folder / "params.yaml").write_text(json.dumps(params))
     checkout.run("python", "-m", "stages.build_loaders")
-    assert f"continuing run {first.name} after step 22: same optimizer and plan" in train(checkout)
+    assert f"continuing {source}: same optimizer and plan" in train(checkout)
     assert json.loads((checkout.folder / "metrics/train.json").read_text())["steps"] == 33
     assert len((checkout.folder / "plots/eval.tsv").read_text().splitlines()) == 4
     params["train"] |= {"learning_rate": 1e-5}
     (checkout.folder / "params.yaml").write_text(json.dumps(params))
     output = train(checkout)
-    assert f"starting with the weights of run {first.name} at step 22 only, as train.learning_rate differs" in output
-    params["train"] |= {"init_from_run": "0" * 12}
+    assert f"starting with the weights of {source} only, as train.learning_rate differs" in output
+    params["train"] |= {"init_from_run": f"{'0' * 12}/step-00000022@{'0' * 8}"}
     (checkout.folder / "params.yaml").write_text(json.dumps(params))
     assert "no such run" in train(checkout, code=2).strip().splitlines()[-1]
-    params["train"] |= {"init_from_run": first.name, "learning_rate": 1e-4, "max_steps": 12}
+    params["train"] |= {"init_from_run": source, "learning_rate": 1e-4, "max_steps": 12}
     (checkout.folder / "params.yaml").write_text(json.dumps(params))
     assert "is at step 22, but this run has 12 steps" in train(checkout, code=2).strip().splitlines()[-1]
 

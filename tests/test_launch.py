@@ -9,7 +9,8 @@ import pytest
 from conftest import ROOT
 
 from stages import launch
-from stages.config.params import Params, parse_params, read_yaml
+from stages.config.read import parse_params, read_yaml
+from stages.config.schema import Params
 
 
 def params(**changes: Any) -> Params:

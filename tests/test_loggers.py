@@ -25,10 +25,10 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from stages.config.errors import UserError
-from stages.storage.files import write_text
-from stages.training.history import History
-from stages.training.loggers import LOGGERS, make_loggers
+from stages.ground.disk import write_text
+from stages.ground.errors import UserError
+from stages.run.history import History
+from stages.watching.loggers import LOGGERS, make_loggers
 
 STEPS = 24
 COLUMNS = {

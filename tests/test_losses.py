@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from stages.config.errors import UserError
-from stages.config.params import TrainParams, read_yaml
-from stages.data.store import Task
-from stages.training.losses import Objective, make_objective
+from stages.batches.tokenized import Task
+from stages.config.read import read_yaml
+from stages.config.schema import TrainParams
+from stages.ground.errors import UserError
+from stages.modeling.losses import Objective, make_objective
 
 CPU = torch.device("cpu")
 TASKS = {

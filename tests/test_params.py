@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from conftest import ROOT, Project
 
-from stages.config.errors import UserError
-from stages.config.params import parse_params, read_yaml
+from stages.config.read import parse_params, read_yaml
+from stages.ground.errors import UserError
 
 GOOD = read_yaml(ROOT / "params.yaml")
 STAGES = ("tokenize", "build_loaders", "launch", "train", "evaluate", "select_best")
@@ -39,7 +39,7 @@ STAGES = ("tokenize", "build_loaders", "launch", "train", "evaluate", "select_be
         ("train.save_steps", 5, "save_strategy is time"),
         ("train.warmup_steps", 1.5, "a share of all steps below 1"),
         ("train.early_stopping_threshold", 0.1, "early_stopping_patience"),
-        ("train.init_from_run", "latest", "12"),
+        ("train.init_from_run", "latest", "RUN/step-00000230@1a2b3c4d"),
         ("train.callbacks", [{"klass": "a:B"}], "class"),
         ("train.callbacks", [{"class": "a:B", "args": 1}], "unknown key train.callbacks.0.args"),
         ("train.callbacks", [{"class": "nowhere"}], "callbacks"),
@@ -124,7 +124,7 @@ def test_missing_key_and_unknown_section_are_named() -> None:
 
 def test_every_key_is_commented_in_params_yaml() -> None:
     lines = (ROOT / "params.yaml").read_text(encoding="utf-8").splitlines()
-    keys = [line for line in lines if line.startswith("  ")]
+    keys = [line for line in lines if line.startswith("  ") and not line.startswith("  - ")]
     assert [line for line in keys if " # " not in line] == []
     assert len(keys) == sum(len(section) for section in GOOD.values())
     parse_params(GOOD)
@@ -158,3 +158,20 @@ def test_every_stage_refuses_bad_parameters_before_it_loads_anything(project: Pr
     assert "train.learning_rate is -1" in lines[0]
     assert "| torch\n" not in result.stderr
     assert sorted(path.name for path in project.folder.iterdir()) == ["dvc.yaml", "params.yaml"]
+
+
+@pytest.mark.parametrize(
+    "folder", [".", *sorted(p.parent.as_posix() for p in (ROOT / "examples").glob("*/params.yaml"))]
+)
+def test_dvc_changes_one_line_of_params_yaml(tmp_path: Path, folder: str) -> None:
+    """`dvc exp run -S` writes the whole file."""
+    from dvc.utils.hydra import apply_overrides
+
+    before = (ROOT / folder / "params.yaml").read_text()
+    parse_params(read_yaml(ROOT / folder / "params.yaml"))
+    path = tmp_path / "params.yaml"
+    path.write_text(before)
+    apply_overrides(path, ["train.seed=7"])
+    after = path.read_text()
+    changed = [(a, b) for a, b in zip(before.splitlines(), after.splitlines(), strict=True) if a != b]
+    assert [(a.split()[:2], b.split()[:2]) for a, b in changed] == [(["seed:", "0"], ["seed:", "7"])]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import socket
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from checkout import Checkout
 from conftest import ROOT
 
-from stages.config.params import read_yaml
+from stages.config.read import read_yaml
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +24,16 @@ def done(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Checkout
     checkout.repro()
     checkout.commit("first run")
     return checkout
+
+
+def clone(done: Checkout, folder: Path) -> Checkout:
+    """A clone of `done` with its outs, and a cache of its own."""
+    done.run("git", "clone", "-q", str(done.folder), str(folder))
+    work = object.__new__(Checkout)
+    work.folder, work.env = folder, {**done.env, "DVC_SITE_CACHE_DIR": str(folder.parent / "site-cache")}
+    shutil.copytree(done.folder / ".dvc/cache", folder / ".dvc/cache")
+    work.run("dvc", "checkout", "-q")
+    return work
 
 
 def read_json(checkout: Checkout, name: str) -> Any:
@@ -48,6 +59,7 @@ def test_every_stage_leaves_what_the_design_lists(done: Checkout) -> None:
         "metrics/train.json",
         "metrics/candidates.json",
         "metrics/best.json",
+        "metrics/scores.json",
         "plots/train.tsv",
         "plots/eval.tsv",
         "plots/confusion_matrix.csv",
@@ -156,9 +168,157 @@ def test_dvc_compares_commits(done: Checkout, tmp_path: Path) -> None:
     assert "Stage 'tokenize' is cached" in output or "didn't change" in output
     work.commit("higher learning rate")
     changes = json.loads(work.run("dvc", "metrics", "diff", "HEAD~1", "--json"))
-    assert changes["metrics/train.json"]["train_loss"]["diff"] != 0
+    assert changes["metrics/scores.json"]["train.loss"]["diff"] != 0
     assert "learning_rate" in work.run("dvc", "params", "diff", "HEAD~1")
     assert "file://" in work.run("dvc", "plots", "diff", "HEAD~1")
+    # Back again, from DVC's run cache: it needs every out of a stage to be a cached one, a metric or a plot.
+    work.run("git", "checkout", "-q", "HEAD~1", "params.yaml")
+    output = work.repro()
+    for stage in ("train", "evaluate", "select_best"):
+        assert f"Stage '{stage}' is cached" in output
+    assert work.digests() == done.digests()
+
+
+def test_dvc_shows_at_most_twelve_numbers_the_deciding_metric_first(done: Checkout) -> None:
+    shown = json.loads(done.run("dvc", "metrics", "show", "--json"))
+    (scores,) = shown[""]["data"].values()
+    columns = [f"{split}.{name}" for split, values in scores["data"].items() for name in values]
+    assert columns[0] == "test.accuracy"
+    assert len(columns) <= 12
+    assert all(isinstance(value, float) for values in scores["data"].values() for value in values.values())
+    best = read_json(done, "metrics/best.json")
+    assert scores["data"]["test"] == best["test"]
+    assert scores["data"]["validation"] == {name: best["validation"][name] for name in ("accuracy", "loss")}
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("metrics", [1, 7, 8, 9, 40])
+def test_however_many_metrics_there_are_twelve_are_shown_and_loss_among_them(metrics: int, labelled: bool) -> None:
+    from stages.select_best import headline
+
+    scores = {"loss": 0.5, **{f"m{number}": float(number) for number in range(metrics)}}
+    best = {"metric": f"m{metrics - 1}", "validation": scores, "test": dict(scores) if labelled else None}
+    found = headline(best, 0.25)
+    judged = found["test" if labelled else "validation"]
+    assert next(iter(judged)) == f"m{metrics - 1}"
+    assert list(judged)[-1] == "loss"
+    count = sum(map(len, found.values()))
+    assert count == min(12, metrics + (4 if labelled and metrics > 0 else 2)), found
+    assert found["train"] == {"loss": 0.25}
+    assert best["validation"] == scores
+
+
+# An edit of a finished pipeline, and the stages that DVC then runs again for it: no more than it touches.
+EDITS: list[tuple[str, str, str, set[str]]] = [
+    ("data/sample/test.csv", "equivalent", "different", {"tokenize"}),
+    ("stages/data/files.py", "not UTF-8", "no UTF-8", {"tokenize"}),
+    ("stages/data/statistics.py", "(50, 90, 99)", "(50, 95, 99)", {"tokenize"}),
+    ("stages/batches/plan.py", "no batch plan there", "no plan", {"build_loaders", "train", "evaluate", "select_best"}),
+    ("stages/watching/loggers.py", "training goes on without it", "it is left out", {"train"}),
+    ("stages/training/loop.py", "SHOWN_ROWS = 64", "SHOWN_ROWS = 65", {"train"}),
+    ("stages/run/saver.py", "FIRST_SECONDS = 1.0", "FIRST_SECONDS = 2.0", {"train"}),
+    ("stages/report/html.py", "FEW_CLASSES = 6", "FEW_CLASSES = 7", {"select_best"}),
+    ("stages/custom/own.py", "class StopAt", "class Stopper", {"train", "evaluate", "select_best"}),
+    ("params.yaml", '"save_seconds": 60', '"save_seconds": 30', set()),
+    ("params.yaml", '"launcher": "auto"', '"launcher": "python"', set()),
+    ("params.yaml", '"loggers": []', '"loggers": ["tensorboard"]', set()),
+    ("params.yaml", '"num_workers": 0', '"num_workers": 2', set()),
+    ("params.yaml", '"device": "auto"', '"device": "cpu"', set()),
+    ("params.yaml", '"threads": null', '"threads": 2', {"train", "evaluate", "select_best"}),
+    ("params.yaml", '"tie_break": "earliest"', '"tie_break": "latest"', {"select_best"}),
+    ("params.yaml", '"max_length": 24', '"max_length": 23', {"tokenize", "select_best"}),
+    ("params.yaml", '"threshold": 0.5', '"threshold": 0.4', {"train", "evaluate", "select_best"}),
+    ("params.yaml", '"drop_last": false', '"drop_last": true', {"build_loaders", "select_best"}),
+]
+
+
+def test_edit_runs_the_stages_that_it_touches(done: Checkout, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dvc.repo import Repo
+
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", done.env["DVC_SITE_CACHE_DIR"])
+    monkeypatch.chdir(done.folder)  # its stages are named as seen from here
+    for path, old, new, expected in EDITS:
+        file = done.folder / path
+        before = file.read_bytes()
+        assert old.encode() in before, (path, old)
+        file.write_bytes(before.replace(old.encode(), new.encode(), 1))
+        with Repo(str(done.folder)) as repo:
+            status = repo.status()
+        file.write_bytes(before)
+        # Stages after these hear of it only if outs change: that is seen when they run.
+        assert set(status) == expected, (path, new, status)
+
+
+def test_removed_edited_and_added_test_rows_train_no_step(done: Checkout, tmp_path: Path) -> None:
+    work = clone(done, tmp_path / "clone")
+    rows = (work.folder / "data/sample/test.csv").read_text()
+    (work.folder / "data/sample/test.csv").unlink()
+    output = work.repro()
+    assert read_json(work, "metrics/best.json")["test"] is None
+    assert not list((work.folder / "data/predictions/test").iterdir())
+    (scores,) = json.loads(work.run("dvc", "metrics", "show", "--json"))[""]["data"].values()
+    assert set(scores["data"]) == {"validation", "train"}
+    # Relabelled, edited, one row more, and a column that no model sees, in train too.
+    lines = rows.splitlines()
+    lines[1] = lines[1].replace("different", "equivalent").replace("equivalent", "different")
+    lines[2] = f"good {lines[2]}"
+    (work.folder / "data/sample/test.csv").write_text("\n".join([*lines, lines[3]]) + "\n")
+    train = (work.folder / "data/sample/train.csv").read_text().splitlines()
+    (work.folder / "data/sample/train.csv").write_text(
+        "\n".join([f"{train[0]},note", *(f"{line},n{number}" for number, line in enumerate(train[1:]))]) + "\n"
+    )
+    output += work.repro()
+    assert output.count("Running stage 'tokenize'") == output.count("Running stage 'select_best'") == 2
+    for stage in ("build_loaders", "train", "evaluate"):
+        assert f"Running stage '{stage}'" not in output
+        assert f"Stage '{stage}' is cached" not in output
+    assert work.digests("models/candidates") == done.digests("models/candidates")
+    table = pd.read_parquet(work.folder / "data/predictions/test/predictions.parquet")
+    assert len(table) == 21
+
+
+def test_train_that_dvc_runs_again_for_a_message_publishes_at_once(done: Checkout, tmp_path: Path) -> None:
+    work = clone(done, tmp_path / "clone")
+    shutil.copytree(done.folder / "runs", work.folder / "runs")
+    loggers = work.folder / "stages/watching/loggers.py"
+    loggers.write_text(loggers.read_text().replace("training goes on without it", "it is left out"))
+    output = work.repro()
+    assert "is complete since step 22: publishing it, nothing to train" in output
+    assert "Running stage 'evaluate'" not in output
+    assert work.digests("models", "data/predictions", "plots") == done.digests("models", "data/predictions", "plots")
+
+
+def test_looking_changes_nothing(done: Checkout, tmp_path: Path) -> None:
+    """`stages/watching` is no part of a run's identity: without all of it, every byte is the same."""
+    work = clone(done, tmp_path / "clone")
+    stubs = {
+        "preflight": "def preflight(*_):\n    pass\n",
+        "loggers": "def make_loggers(*_):\n    return []\n",
+        "progress_bar": "from stages.training.callbacks import Callback\n\n\n"
+        "class ProgressBar(Callback):\n    def __init__(self, *_):\n        pass\n",
+    }
+    (work.folder / "stages/watching/__init__.py").write_text("")
+    assert {path.stem for path in (work.folder / "stages/watching").glob("*.py")} == {*stubs, "__init__"}
+    for name, text in stubs.items():
+        (work.folder / f"stages/watching/{name}.py").write_text(text)
+    output = work.run("python", "-m", "stages.train")
+    assert "22 steps" in output
+    assert "first batch" not in output
+    outs = ("models/candidates", "metrics/train.json", "plots/train.tsv", "plots/eval.tsv")
+    assert work.digests(*outs) == done.digests(*outs)
+    assert [run.name for run in work.runs()] == [run.name for run in done.runs()]
+
+
+def test_stages_after_train_compute_with_its_threads_and_say_so(done: Checkout, tmp_path: Path) -> None:
+    work = clone(done, tmp_path / "clone")
+    shutil.copytree(done.folder / "runs", work.folder / "runs")
+    line = "intra-op threads set from 2 to 1, as the run has"
+    for stage in ("evaluate", "select_best"):
+        assert work.run("python", "-m", f"stages.{stage}", OMP_NUM_THREADS="2").count(line) == 1
+    assert work.digests() == done.digests()
+    params = work.folder / "params.yaml"
+    params.write_text(params.read_text().replace('"threads": null', '"threads": 2'))
+    assert "threads set from 1 to 2" in work.run("python", "-m", "stages.evaluate")
 
 
 def test_stage_that_finished_is_published_again_without_training(done: Checkout) -> None:
@@ -170,19 +330,9 @@ def test_stage_that_finished_is_published_again_without_training(done: Checkout)
     assert [event["step"] for event in done.log()[started:]] == [22, 22]
 
 
-def test_test_split_is_not_needed(tmp_path: Path, tiny_model: Path) -> None:
-    checkout = Checkout(tmp_path / "repo", tiny_model, {"train": {"num_train_epochs": 1}})
-    (checkout.folder / "data/sample/test.csv").unlink()
-    (checkout.folder / "data/sample/validation.csv").unlink()
-    checkout.repro()
-    assert read_json(checkout, "metrics/best.json")["test"] is None
-    assert read_json(checkout, "metrics/data.json")["validation"]["rows"] == 9
-    assert not list((checkout.folder / "data/predictions/test").iterdir())
-
-
 def test_default_parameters_name_a_model_that_the_same_command_installs() -> None:
-    from stages.modeling.source import resolve_model
-    from stages.storage.files import sha256_file
+    from stages.config.pretrained import resolve_model
+    from stages.ground.disk import sha256_file
 
     folder = resolve_model(read_yaml(ROOT / "params.yaml")["model"]["source"], None)
     assert folder is not None

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.config.errors import UserError
-from stages.plan import batch_plan
-from stages.plan.batch_plan import BatchPlan, PlanShape, write_epoch
-from stages.plan.permutation import Permutation
+from stages.batches import plan as batch_plan
+from stages.batches.permutation import Permutation
+from stages.batches.plan import BatchPlan, PlanShape, write_epoch
+from stages.ground.errors import UserError
 
 SIZES = st.tuples(st.integers(1, 400), st.integers(1, 6), st.integers(1, 6))
 

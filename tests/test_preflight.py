@@ -125,7 +125,7 @@ def test_looking_changes_nothing(prepared: Callable[..., Checkout]) -> None:
     looked, blind = prepared(params), prepared(params)
     train(looked)
     script = (
-        "import stages.training.preflight as p; p.preflight = lambda *a: None\n"
+        "import stages.watching.preflight as p; p.preflight = lambda *a: None\n"
         "import runpy; runpy.run_module('stages.train', run_name='__main__', alter_sys=True)"
     )
     blind.run("python", "-c", script)

@@ -16,9 +16,10 @@ import yaml
 from conftest import ROOT
 from report_input import CLASSIFICATION, FEATURES, HOSTILE, PIXELS, TASKS, hostile_input, report_input
 
-from stages.config.params import METRICS, ModelParams, parse_params, read_yaml
+from stages.batches.tokenized import Task, save_task
+from stages.config.read import parse_params, read_yaml
+from stages.config.schema import METRICS, ModelParams
 from stages.data.features import Standardizer
-from stages.data.store import Task, save_task
 from stages.modeling.build import build_model, save_model
 from stages.modeling.head import decide, head_of
 from stages.report.model_card import model_card

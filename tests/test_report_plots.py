@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from report_input import CLASSIFICATION, FEATURES, MULTI_LABEL, REGRESSION, predictions, without_labels
 
-from stages.data.store import Task
+from stages.batches.tokenized import Task
 from stages.report.plots import CURVE_COLUMNS, MAX_POINTS, confusion_rows, precision_recall_rows
 from stages.select_best import write_plots
 

@@ -15,8 +15,8 @@ import pytest
 from conftest import Project
 
 from stages import tokenize as stage
-from stages.config.errors import run_stage
-from stages.data import store
+from stages.batches import tokenized as store
+from stages.ground.errors import run_stage
 
 GOOD = "text,label\n" + "the cat sat,a\nthe dog ran,b\n" * 20
 Refused = Callable[[Project], str]

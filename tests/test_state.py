@@ -18,12 +18,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.config.errors import UserError
+from stages.ground import disk
+from stages.ground.errors import UserError
+from stages.keeping.sealed import DamagedError, SaveError, seal
 from stages.run import checkpoint, codec
-from stages.run.checkpoint import CheckpointStore, DamagedError, SaveError, Snapshot
+from stages.run.checkpoint import CheckpointStore, Snapshot
+from stages.run.history import History
 from stages.run.saver import Saver, TimeSchedule
-from stages.storage import files
-from stages.training.history import History
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
 TENSORS = st.builds(
@@ -195,7 +196,7 @@ def test_planted_pickle_never_runs(tmp_path: Path) -> None:
         (store.path(9) / name).write_bytes(bomb)
         if name != "manifest.json":
             # even where the manifest vouches for it
-            checkpoint.write_manifest(store.path(9), identity="id", step=9)
+            seal(store.path(9), identity="id", step=9)
         assert newest_step(store, []) == 5
     assert not (tmp_path / "ran").exists()
     pickle.loads(bomb)
@@ -219,7 +220,7 @@ def test_failed_write_names_the_bytes_and_keeps_the_last_good_one(
 
 def test_failed_save_is_raised_at_the_next_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = make_store(tmp_path)
-    monkeypatch.setattr(files, "write_folder", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "I/O error")))
+    monkeypatch.setattr(disk, "write_folder", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "I/O error")))
     saver = Saver(store, before_commit=lambda: None)
     saver.save(12, lambda: {"model": {}})
     with pytest.raises(SaveError, match="step-00000012"):

@@ -16,7 +16,7 @@ import pytest
 import storm
 from checkout import Checkout
 
-from stages.config.params import read_yaml
+from stages.config.read import read_yaml
 
 LONG = {"train": {"num_train_epochs": 50, "eval_strategy": "steps", "eval_steps": 100, "save_seconds": 1}}
 SHORT = {"train": {"num_train_epochs": 1}}
@@ -210,5 +210,5 @@ def test_runs_are_listed_and_pruned(finished: Checkout) -> None:
     other = finished.folder / "runs" / ("0" * 12)
     shutil.copytree(run, other)
     os.utime(other / "lock", (0, 0))
-    assert f"removed {other.name}" in finished.run(sys.executable, "-m", "stages", "runs", "--prune")
+    assert f"removed run {other.name}" in finished.run(sys.executable, "-m", "stages", "runs", "--prune")
     assert finished.runs() == [run]

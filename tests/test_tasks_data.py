@@ -16,9 +16,10 @@ from conftest import WORDS, Project
 
 from stages import build_loaders
 from stages import tokenize as stage
-from stages.config.errors import UserError, run_stage
-from stages.data import encode, store, tables
-from stages.data.collate import make_loader
+from stages.batches import tokenized as store
+from stages.batches.collate import make_loader
+from stages.data import encode, tables
+from stages.ground.errors import UserError, run_stage
 
 
 def csv_rows(cells: list[Any]) -> str:

@@ -19,8 +19,8 @@ from conftest import ROOT, WORDS, Project
 from transformers import AutoTokenizer
 
 from stages import tokenize as stage
-from stages.config.errors import UserError, run_stage
-from stages.data import store
+from stages.batches import tokenized as store
+from stages.ground.errors import UserError, run_stage
 
 ROWS = [(f"{word} the cat", "ab"[n % 2]) for n, word in enumerate(WORDS)]
 

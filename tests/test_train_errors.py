@@ -21,7 +21,7 @@ from training import SAVES, TRAIN_OUTS, saved_steps, train
             {"lr_scheduler_type": "ReduceLROnPlateau", "warmup_steps": 0, "lr_scheduler_kwargs": {"factor": 2.0}},
             "Factor",
         ),
-        ({"lr_scheduler_type": "stages.plan.mine:New", "warmup_steps": 0}, "cannot be imported"),
+        ({"lr_scheduler_type": "stages.training.mine:New", "warmup_steps": 0}, "cannot be imported"),
         ({"loss": "math:pi"}, "train.loss is math:pi, which is no callable"),
         ({"optim_kwargs": {"weight_decay": 0.5}}, "write train.weight_decay"),
         ({"optim_kwargs": {"betas": [0.8]}}, "train.optim_kwargs"),
@@ -55,6 +55,49 @@ def test_code_of_ones_own_that_the_deps_lack_is_refused_with_the_line_to_add(pre
     (checkout.folder / "mine.py").write_text("class New: pass\n")
     output = checkout.run("python", "-m", "stages.train", code=2)
     assert "add the line `- mine.py` under stages.train.deps" in output
+
+
+LATE_IMPORT = """
+import importlib
+
+from stages.training.callbacks import Callback
+
+
+class Late(Callback):
+    def __init__(self, step):
+        self.step = step
+        if step == 0:
+            self.load()
+
+    def load(self):
+        importlib.import_module("stages.custom." + "hidden")
+
+    def on_step_end(self, state):
+        if state.progress.step == self.step:
+            self.load()
+"""
+
+
+@pytest.mark.parametrize("step", [0, 22])
+def test_code_imported_by_a_made_up_name_is_refused_and_nothing_published_until_it_is_a_dep(
+    prepared: Callable[..., Checkout], step: int
+) -> None:
+    callbacks = [{"class": "stages.custom.late:Late", "kwargs": {"step": step}}]
+    checkout = prepared({"train": {"callbacks": callbacks}})
+    (checkout.folder / "stages/custom/late.py").write_text(LATE_IMPORT)
+    (checkout.folder / "stages/custom/hidden.py").write_text("X = 1\n")
+    last = train(checkout, code=2).strip().splitlines()[-1]
+    assert "add the line `- stages/custom/hidden.py` under stages.train.deps" in last
+    assert not (checkout.folder / "models").exists()
+    # Before the first step where it can be known then.
+    assert bool(saved_steps(checkout)) == (step > 0)
+    dvc = checkout.folder / "dvc.yaml"
+    dvc.write_text(
+        dvc.read_text().replace("- stages/launch.py\n", "- stages/launch.py\n      - stages/custom/hidden.py\n")
+    )
+    train(checkout)
+    assert (checkout.folder / "models/candidates").exists()
+    assert len(checkout.runs()) == 2
 
 
 def test_loss_that_is_not_finite_once_costs_nothing(prepared: Callable[..., Checkout]) -> None:
