@@ -147,6 +147,7 @@ def follow() -> NoReturn:
 
     from stages.modeling.device import pick_device, set_arithmetic
     from stages.modeling.world import World
+    from stages.run.recorder import SilentRecorder
     from stages.run.state import tell_state
     from stages.training.loop import NonFiniteLoss, train
 
@@ -161,7 +162,7 @@ def follow() -> NoReturn:
         state.load_state_dict(tell_state(world, None))
         torch.set_num_threads(state.progress.environment["threads"])
         try:
-            train(state, inputs, params, None, [], stop)
+            train(state, inputs, params, SilentRecorder(), [], stop)
         except NonFiniteLoss:
             failed = True  # the main process says so
         world.leave()

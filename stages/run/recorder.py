@@ -48,7 +48,17 @@ class SaveSchedule:
         return due
 
 
-class Recorder:
+class SilentRecorder:
+    """Of the processes that write nothing."""
+
+    def keep_candidate(self, scores: dict[str, float]) -> None:
+        """See `Recorder`."""
+
+    def save_if_due(self) -> None:
+        """See `Recorder`."""
+
+
+class Recorder(SilentRecorder):
     """Writes candidates and checkpoints of `state` beside the loop.
 
     `on_disk`: whether there is a checkpoint of `state` as it is, or it is a run's beginning, which needs none.
