@@ -52,7 +52,10 @@ def train(name: str, folder: Path, kill_at: int | None = None, begun: Callable[[
     if checkpoint.exists():
         saved = json.loads(checkpoint.read_text())
     for kind, history in histories.items():
-        history.restore(saved["positions"].get(kind))
+        if kind in saved["positions"]:
+            history.load_state_dict(saved["positions"][kind])
+        else:
+            history.begin()
     state: Any = SimpleNamespace(histories=histories, progress=SimpleNamespace(step=saved["step"]))
     state.epoch = saved["step"] / 10
     evaluated = saved["evaluated"]
@@ -70,7 +73,7 @@ def train(name: str, folder: Path, kill_at: int | None = None, begun: Callable[[
             logger.on_evaluate(state, scores)
             evaluated = step
         if step % 5 == 0:
-            positions = {kind: history.position() for kind, history in histories.items()}
+            positions = {kind: history.state_dict() for kind, history in histories.items()}
             write_text(checkpoint, json.dumps({"step": step, "evaluated": evaluated, "positions": positions}))
         if step == STEPS:
             break

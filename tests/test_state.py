@@ -275,25 +275,25 @@ def test_expensive_saves_are_spread_out() -> None:
 
 def test_history_is_cut_back_to_what_the_checkpoint_saw(tmp_path: Path) -> None:
     history = History(tmp_path / "h.tsv", ["step", "loss"])
-    history.restore(None)
+    history.begin()
     history.append(step=1, loss=0.1)
-    seen, content = history.position(), history.path.read_bytes()
+    seen, content = history.state_dict(), history.path.read_bytes()
     history.append(step=2, loss=1e-17)
     again = History(tmp_path / "h.tsv", ["step", "loss"])
     again.check(seen)
-    again.restore(seen)
+    again.load_state_dict(seen)
     assert again.path.read_bytes() == content
     again.append(step=2, loss=1e-17)
     assert again.path.read_text() == "step\tloss\n1\t0.1\n2\t1e-17\n"
-    assert again.position() == history.position()
+    assert again.state_dict() == history.state_dict()
 
 
 def test_row_with_other_columns_than_the_table_is_refused_after_a_resume_too(tmp_path: Path) -> None:
     history = History(tmp_path / "h.tsv")
-    history.restore(None)
+    history.begin()
     history.append(step=1, accuracy=0.5)
     resumed = History(tmp_path / "h.tsv")
-    resumed.restore(history.position())
+    resumed.load_state_dict(history.state_dict())
     with pytest.raises(UserError, match="the columns were step, accuracy, and now are step, f1"):
         resumed.append(step=2, f1=0.5)
     assert history.path.read_text() == "step\taccuracy\n1\t0.5\n"
@@ -302,8 +302,8 @@ def test_row_with_other_columns_than_the_table_is_refused_after_a_resume_too(tmp
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damaged_history_is_noticed(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     history = History(tmp_path / "h.tsv", ["step", "loss"])
-    history.restore(None)
+    history.begin()
     history.append(step=1, loss=0.1)
     damage(history.path)
     with pytest.raises(DamagedError, match=r"h\.tsv"):
-        history.check(history.position())
+        history.check(history.state_dict())

@@ -42,8 +42,13 @@ class History:
                 {name: float(value) for name, value in row.items()} for row in csv.DictReader(lines, delimiter="\t")
             ]
 
-    def position(self) -> Position:
+    def state_dict(self) -> Position:
         return {"bytes": self._bytes, "crc32": self._crc32}
+
+    def load_state_dict(self, state: Position) -> None:
+        """Cut the file back to where it was."""
+        os.truncate(self.path, state["bytes"])
+        self._bytes, self._crc32 = state["bytes"], state["crc32"]
 
     def sync(self) -> None:
         """Force the rows to disk: a checkpoint that counts on them is about to be committed."""
@@ -59,17 +64,13 @@ class History:
         if len(content) != position["bytes"] or zlib.crc32(content) != position["crc32"]:
             raise DamagedError(f"{self.path}: its first {position['bytes']} bytes are not those the checkpoint saw")
 
-    def restore(self, position: Position | None) -> None:
-        """Cut the file back to `position`, or start it anew if None."""
-        if position is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_bytes(b"")
-            self._bytes = self._crc32 = 0
-            if self._columns:
-                self._write("\t".join(self._columns))
-        else:
-            os.truncate(self.path, position["bytes"])
-            self._bytes, self._crc32 = position["bytes"], position["crc32"]
+    def begin(self) -> None:
+        """Start the file anew."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_bytes(b"")
+        self._bytes = self._crc32 = 0
+        if self._columns:
+            self._write("\t".join(self._columns))
 
     def _write(self, line: str) -> None:
         content = (line + "\n").encode()

@@ -55,7 +55,7 @@ class Resumer:
             state.load_state_dict(saved)
         else:
             for history in state.histories.values():
-                history.restore(None)
+                history.begin()
             if init_from_run is not None:
                 self._start_from(init_from_run)
         progress = state.progress

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
-import numpy
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -38,6 +36,21 @@ class Schedule(Protocol):
     def after_evaluation(self, loss: float) -> None: ...
 
 
+class Parts:
+    """Several parts as one. A part that the saved state does not know (that of another run, `train.init_from_run`) is
+    left as it is."""
+
+    def __init__(self, parts: Mapping[str, Stateful]) -> None:
+        self._parts = parts
+
+    def state_dict(self) -> dict[str, Tree]:
+        return {name: part.state_dict() for name, part in self._parts.items()}
+
+    def load_state_dict(self, state: dict[str, Tree]) -> None:
+        for name in self._parts.keys() & state.keys():
+            self._parts[name].load_state_dict(state[name])
+
+
 @dataclass
 class Progress:
     """Where the run is, in plain numbers. Steps are optimizer steps that are done."""
@@ -57,6 +70,12 @@ class Progress:
     environment: dict[str, Any] = field(default_factory=dict)
     environments: int = 1
 
+    def state_dict(self) -> dict[str, Tree]:
+        return dataclasses.asdict(self)
+
+    def load_state_dict(self, state: dict[str, Tree]) -> None:
+        self.__dict__.update(dataclasses.asdict(Progress(**state)))
+
     def count(self, loss: float, rows: int) -> None:
         """Take in a step's mean loss and its number of rows."""
         self.rows += rows
@@ -72,27 +91,6 @@ class Progress:
     def mean_loss(self) -> float:
         """Of the steps since the last row of plots/train.tsv."""
         return self.window_loss / self.window_steps
-
-
-def _random_state() -> dict[str, Tree]:
-    name, keys, *rest = cast("tuple[str, numpy.ndarray, int, int, float]", numpy.random.get_state(legacy=True))
-    state: dict[str, Tree] = {
-        "python": random.getstate(),
-        "numpy": [name, torch.from_numpy(keys.astype("int64")), *rest],
-        "torch": torch.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def _restore_random_state(state: dict[str, Tree]) -> None:
-    random.setstate(state["python"])
-    name, keys, *rest = state["numpy"]
-    numpy.random.set_state((name, keys.numpy().astype("uint32"), *rest))
-    torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
 
 
 @dataclass
@@ -136,32 +134,27 @@ class TrainState:
         progress.window_loss, progress.window_steps = 0.0, 0
         return row
 
-    def state_dict(self) -> dict[str, Tree]:
-        """What a checkpoint holds, one entry a part. Tensors are the live ones: copy before the next step."""
+    def parts(self) -> dict[str, Stateful]:
+        """What a checkpoint holds, by name: the one table of contents. Random states are no part of it: whatever draws
+        is seeded by (seed, step, micro-batch) just before."""
         return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.schedule.scheduler.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "callbacks": {name: callback.state_dict() for name, callback in self.callbacks.items()},
-            "progress": dataclasses.asdict(self.progress),
-            "history": {name: history.position() for name, history in self.histories.items()},
-            "rng": _random_state(),
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "scheduler": self.schedule.scheduler,
+            "scaler": self.scaler,
+            "callbacks": Parts(self.callbacks),
+            "progress": self.progress,
+            "history": Parts(self.histories),
         }
+
+    def state_dict(self) -> dict[str, Tree]:
+        """Every part's. Tensors are the live ones: copy before the next step."""
+        return {name: part.state_dict() for name, part in self.parts().items()}
 
     def load_state_dict(self, state: dict[str, Tree]) -> None:
         """Go back to where `state` was taken, the history files included."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.scheduler.load_state_dict(state["scheduler"])
-        self.scaler.load_state_dict(state["scaler"])
-        for name, callback in self.callbacks.items():
-            if name in state["callbacks"]:  # of another run (`train.init_from_run`) it need not be
-                callback.load_state_dict(state["callbacks"][name])
-        self.progress = Progress(**state["progress"])
-        for name, history in self.histories.items():
-            history.restore(state["history"][name])
-        _restore_random_state(state["rng"])
+        for name, part in self.parts().items():
+            part.load_state_dict(state[name])
 
 
 def tell_state(world: World, state: Tree) -> Tree:
