@@ -142,7 +142,8 @@ def named_code(stage: Stage) -> Iterator[tuple[str, str]]:
     for name in params.evaluate.metrics:
         yield "evaluate.metrics", name if is_custom(name) else f"stages/metrics/{params.data.task}.py"
     if stage.name == "train":
-        if ":" in params.train.lr_scheduler_type:
-            yield "train.lr_scheduler_type", params.train.lr_scheduler_type
+        for key in ("optim", "lr_scheduler_type"):
+            if ":" in getattr(params.train, key):
+                yield f"train.{key}", getattr(params.train, key)
         for callback in params.train.callbacks:
             yield "train.callbacks", callback.class_

@@ -130,7 +130,7 @@ class TrainParams(Section):
     max_steps: PositiveInt | None
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     weight_decay: NonNegativeFloat
-    optim: Literal["adamw_torch", "adam", "sgd", "adafactor"]
+    optim: Name
     optim_kwargs: dict[str, Any]
     lr_scheduler_type: Name
     lr_scheduler_kwargs: dict[str, Any]

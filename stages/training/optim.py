@@ -51,7 +51,7 @@ def make_optimizer(model: nn.Module, train: TrainParams, device: torch.device) -
     """The optimizer over what is not frozen; weight decay for matrices only, not for biases and norm weights.
 
     Raises:
-        UserError: keywords in train.optim_kwargs that it does not take.
+        UserError: an unknown name, a path that cannot be imported, or keywords that it does not take.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
@@ -62,6 +62,13 @@ def make_optimizer(model: nn.Module, train: TrainParams, device: torch.device) -
     for key, instead in (("lr", "learning_rate"), ("weight_decay", "weight_decay")):
         if key in kwargs:
             raise UserError(f"train.optim_kwargs: {key} is set elsewhere; write train.{instead}")
+    cls: Any = OPTIMIZERS.get(train.optim)
+    if cls is None:
+        if ":" not in train.optim:
+            raise UserError(
+                f"train.optim is {quote(train.optim)}; it should be one of {', '.join(OPTIMIZERS)}, or module:Class"
+            )
+        cls = import_object(train.optim, "train.optim")
     fusible = train.optim in ("adamw_torch", "adam") and device.type in ("cpu", "cuda")
     if fusible and not {"foreach", "differentiable"} & kwargs.keys():
         kwargs.setdefault("fused", True)
@@ -69,8 +76,13 @@ def make_optimizer(model: nn.Module, train: TrainParams, device: torch.device) -
         # A step that moves nothing of the model: some keywords are only looked at then.
         rehearsed = nn.Parameter(torch.zeros(2, 2, device=device))
         rehearsed.grad = torch.zeros_like(rehearsed)
-        OPTIMIZERS[train.optim]([rehearsed], lr=train.learning_rate, **kwargs).step()  # type: ignore[call-arg]
-        return OPTIMIZERS[train.optim]([g for g in groups if g["params"]], lr=train.learning_rate, **kwargs)  # type: ignore[call-arg]
+        cls([rehearsed], lr=train.learning_rate, **kwargs).step()
+        made = cls([group for group in groups if group["params"]], lr=train.learning_rate, **kwargs)
+    if not isinstance(made, Optimizer):
+        raise UserError(
+            f"train.optim {train.optim} gives {type(made).__name__}; it should give a torch.optim.Optimizer"
+        )
+    return made
 
 
 class Schedule:
