@@ -47,7 +47,8 @@ CONFIGURATIONS: dict[str, dict[str, dict[str, Any]]] = {
         }
     },
     "one logit": {
-        "train": {"loss": "bce_with_logits", "class_weights": [1.0, 2.0], "label_smoothing": 0.1, "optim": "torch.optim:RAdam"},
+        "train": {"loss": "bce_with_logits", "class_weights": [1.0, 2.0], "label_smoothing": 0.1,
+                  "optim": "torch.optim:RAdam"},
         "evaluate": {"threshold": 0.4, "metrics": ["accuracy", "f1_macro", "roc_auc"]},
     },
     "multi_label": {

@@ -24,7 +24,7 @@ from stages.keeping.code import Code, find_code
 from stages.keeping.listed import is_no_part
 from stages.keeping.sealed import FORMAT
 
-CUSTOM = "stages/custom"
+CUSTOM, PLAN = "stages/custom/", "data/loaders/"
 # What of a pretrained model's folder a stage loads. Weights may be in several files, which the index names.
 LOADED = {
     "tokenize": ("*.json", "*.txt", "*.model", "*.jinja"),
@@ -58,19 +58,22 @@ class Identity:
     def differences_that_reset_the_optimizer(self, other: dict[str, Any]) -> list[str]:
         """Those of `other`'s entries, less its own, with which an optimizer's state or a position in the plan mean
         something else. Epochs are compared one by one, so that a run of more epochs goes on from one of fewer."""
-        found = []
-        for key in sorted(self.values.keys() | other.keys()):
-            new_epoch = key.startswith("data/loaders/") and key not in other
-            rule = RULES.get(key)
-            matters = (
-                rule.optimizer
-                if rule
-                else not (key.startswith("stages/") and not key.startswith(f"{CUSTOM}/"))
-                and (not key.startswith("data/loaders/") or Path(key).name.startswith("epoch"))
-            )
-            if self.values.get(key) != other.get(key) and matters and not new_epoch:
-                found.append(key)
-        return found
+        return [
+            key
+            for key in sorted(self.values.keys() | other.keys())
+            if self.values.get(key) != other.get(key)
+            and _concerns_the_optimizer(key)
+            and not (key.startswith(PLAN) and key not in other)
+        ]
+
+
+def _concerns_the_optimizer(key: str) -> bool:
+    if key in RULES:
+        return RULES[key].optimizer
+    if key.startswith(PLAN):
+        return Path(key).name.startswith("epoch")
+    # Of the pipeline's own code another version goes on; the user's is part of model, loss and callbacks.
+    return not key.startswith("stages/") or key.startswith(CUSTOM)
 
 
 def identify(stage: Stage) -> Identity:
