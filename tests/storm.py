@@ -114,9 +114,12 @@ def stage_in(log: Path) -> str:
     return lines[-1].split("'")[1] if lines else "none"
 
 
-def wait_for_train(process: subprocess.Popen[bytes], log: Path) -> None:
-    """Return when the training loop has begun, or the process has ended."""
-    while process.poll() is None and not re.search(r"^run \w+: .* steps? ", log.read_text(errors="replace"), re.M):
+def wait_for_train(process: subprocess.Popen[bytes], log: Path, folder: Path) -> None:
+    """Return when the training loop has begun and there is a checkpoint, or the process has ended."""
+    while process.poll() is None and not (
+        re.search(r"^run \w+: .* steps? ", log.read_text(errors="replace"), re.M)
+        and any(folder.glob("runs/*/checkpoints/step-*"))
+    ):
         time.sleep(0.05)
 
 
@@ -143,7 +146,8 @@ def weather(
     """Kill runs in `folder` at random times until one completes; then compare.
 
     A kill comes up to `longest` seconds after the start, or, every second one or so, up to a fifth of that after
-    train began, however slow the machine is. After `kills` kills in all, the next run is left alone.
+    train had something to go on from, however slow the machine is. After `kills` kills in all, the next run is left
+    alone.
     """
     failed_in_a_row, last = 0, None
     while True:
@@ -152,7 +156,7 @@ def weather(
         if report.total_kills < kills:
             delay = generator.uniform(0.2, longest)
             if generator.random() < 0.5:
-                wait_for_train(process, log)
+                wait_for_train(process, log, folder)
                 delay /= 5
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=delay)
