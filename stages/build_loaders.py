@@ -28,12 +28,7 @@ def main() -> None:
     from stages.batches.plan import LOADERS
     from stages.ground import disk
 
-    metrics: dict[str, Any] = {}
-
-    def fill(folder: Path) -> None:
-        metrics.update(build_loaders(params, folder))
-
-    disk.write_folder(LOADERS, fill)
+    metrics = disk.write_folder(LOADERS, lambda folder: build_loaders(params, folder))
     disk.write_text(RECORD, disk.dumps(metrics))
     print(
         f"{metrics['batches_per_epoch']} batches an epoch, {metrics['epochs']} epochs, "

@@ -25,14 +25,13 @@ def main() -> None:
 
     code = find_code(stage)
     require_code(stage, code)
-    scores: dict[str, dict[str, float]] = {}
 
-    def fill(folder: Path) -> None:
-        scores.update(evaluate_candidates(stage.params, folder))
+    def fill(folder: Path) -> dict[str, dict[str, float]]:
+        scores = evaluate_candidates(stage.params, folder)
         require_imported(stage, code)
+        return scores
 
-    disk.write_folder(VALIDATION, fill)
-    disk.write_text(RECORD, disk.dumps(scores))
+    disk.write_text(RECORD, disk.dumps(disk.write_folder(VALIDATION, fill)))
 
 
 def evaluate_candidates(params: Params, folder: Path) -> dict[str, dict[str, float]]:
@@ -43,7 +42,8 @@ def evaluate_candidates(params: Params, folder: Path) -> dict[str, dict[str, flo
     """
     from stages.scoring.predictor import Predictor
 
-    paths = [CANDIDATES / step_name(step) for step in reversed(steps_in(CANDIDATES))]
+    names = [path.name for path in CANDIDATES.iterdir()] if CANDIDATES.is_dir() else []
+    paths = [CANDIDATES / step_name(step) for step in reversed(steps_in(names))]
     if not paths:
         raise UserError(f"{CANDIDATES}: no candidate there; run: dvc repro train")
     predictor = Predictor(params)

@@ -14,6 +14,7 @@ from stages.config.schema import FACTORY, EvaluateParams, Params
 from stages.ground.errors import UserError, run_stage
 from stages.ground.places import BEST, CANDIDATES, METRICS, PLOTS, REPORT, TEST, VALIDATION, step_name, step_of
 from stages.ground.signals import die_with_parent
+from stages.scoring.ranking import ranked
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,13 +72,8 @@ def rank(candidates: dict[str, dict[str, float]], evaluate: EvaluateParams, tie_
     metric = evaluate.metric_for_best_model
     if not candidates or any(metric not in scores for scores in candidates.values()):
         raise UserError(f"metrics/candidates.json: no candidate with {metric}; run: dvc repro evaluate")
-    sign = -1 if evaluate.higher_wins else 1
-
-    def key(name: str) -> tuple[bool, float, int]:
-        value, step = candidates[name][metric], step_of(name)
-        return value != value, sign * value, step if tie_break == "earliest" else -step
-
-    return sorted(candidates, key=key)
+    by_step = {step_of(name): scores for name, scores in candidates.items()}
+    return [step_name(step) for step in ranked(by_step, evaluate, tie_break)]
 
 
 def describe(

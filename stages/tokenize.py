@@ -37,15 +37,12 @@ def main() -> None:
     from stages.batches.tokenized import TOKENIZED
     from stages.ground import disk
 
-    metrics: dict[str, Any] = {}
-
-    def fill(folder: Path) -> None:
+    def fill(folder: Path) -> dict[str, Any]:
         # Inside the temporary folder: on the disk that has to hold the result, and gone with it if anything fails.
         with tempfile.TemporaryDirectory(dir=folder) as cache:
-            metrics.update(tokenize(params, folder, Path(cache)))
+            return tokenize(params, folder, Path(cache))
 
-    disk.write_folder(TOKENIZED, fill)
-    disk.write_text(RECORD, disk.dumps(metrics))
+    disk.write_text(RECORD, disk.dumps(disk.write_folder(TOKENIZED, fill)))
 
 
 def tokenize(params: Params, out: Path, cache: Path) -> dict[str, Any]:

@@ -6,25 +6,25 @@ Kill it anywhere and run it again: it goes on from the run's newest checkpoint (
 from __future__ import annotations
 
 import os
-import shutil
+import socket
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from stages.config.pipeline import load_stage, require_folders
-from stages.config.read import load_params
 from stages.config.schema import Params
-from stages.ground.errors import UserError, run_stage
-from stages.ground.places import CANDIDATES, METRICS, PLOTS
+from stages.ground.errors import UserError, fail, run_stage
+from stages.ground.places import CANDIDATES, METRICS
 from stages.ground.signals import StopRequest, die_with_parent, ignore_stop_signals
+from stages.keeping.identity import Identity, identify
 
 if TYPE_CHECKING:
-    import torch
-
     from stages.keeping.folder import RunFolder
-    from stages.keeping.identity import Identity
+    from stages.modeling.compute import Compute
     from stages.modeling.world import World
     from stages.run.candidates import Candidates
+    from stages.run.result import Result
     from stages.run.state import TrainState
+    from stages.training.guard import ImportGuard
     from stages.training.loop import Inputs
 
 RECORD = METRICS / "train.json"
@@ -38,7 +38,7 @@ def say(line: str) -> None:
 def main() -> None:
     """Run the stage from params.yaml. Exit code 0 only after publishing: DVC locks the stage as done then."""
     die_with_parent()
-    # DDP complains of a setting that stages.modeling.world chooses on purpose, once a process and start.
+    # DDP complains of a setting that stages.modeling.parallel chooses on purpose, once a process and start.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if os.environ.get("RANK", "0") == "0":
         lead()
@@ -56,29 +56,20 @@ def lead() -> None:
 
     from stages.keeping.code import find_code, require_code
     from stages.keeping.folder import RunFolder, find_source, keep_within_limit, runs_limit
-    from stages.keeping.identity import identify
-    from stages.modeling.device import pick_device, set_arithmetic, set_threads
+    from stages.modeling.compute import Compute
     from stages.modeling.world import World
     from stages.run.candidates import Candidates
-    from stages.run.checkpoint import CheckpointStore
-    from stages.run.recorder import Recorder
-    from stages.run.resume import Resumer
-    from stages.run.state import tell_state
     from stages.training.guard import ImportGuard
-    from stages.training.loop import NonFiniteLoss, train
-    from stages.watching.loggers import make_loggers
-    from stages.watching.preflight import preflight
-    from stages.watching.progress_bar import ProgressBar
 
     world = World.from_environment()
     require_work_for(world, params)
     runs_limit()  # a bad one is told now, and not after days
     identity = identify(stage)
     require_code(stage, identity.code)
-    for later in ("evaluate", "select_best"):  # they run the same models, losses and metrics
-        require_code(load_stage(later), find_code(load_stage(later)))
+    for later in map(load_stage, ("evaluate", "select_best")):  # they run the same models, losses and metrics
+        require_code(later, find_code(later))
     run = RunFolder.of(identity)
-    if params.train.init_from_run is not None and not run.checkpoint_steps():
+    if params.train.init_from_run is not None and not run.checkpoints.steps():
         find_source(params.train.init_from_run)
     is_new = run.enter(identity)
     stop.on_request = run.lock.announce_stop
@@ -86,48 +77,15 @@ def lead() -> None:
         run.lock.announce_stop()
     if is_new:
         explain_new_run(run, identity)
-    device = pick_device(params.train.device, world.local_rank if world.size > 1 else None)
-    set_arithmetic(params.train.deterministic, params.train.tf32)
-    set_threads(params.train.threads)
-    inputs, state = prepare(params, device, world, run)
-    candidates, store = Candidates(run.candidates, params), CheckpointStore(run.checkpoints, run.id)
-    loggers = make_loggers(params.train.loggers, run.path, run.id, params.model_dump(by_alias=True))
-    resumer = Resumer(
-        state, run, identity, store, candidates, inputs.total_steps, device, world.size, params.train.threads, say
-    )
-    on_disk = resumer.resume(params.train.init_from_run)
-    candidates.remove_unused(state.progress.candidates, store)
-    if state.progress.step == 0:
-        preflight(state, inputs, params, say)
-    guard = ImportGuard(stage, identity.code)
-    guard.check()
-
-    if world.size > 1:
-        with world.together():
-            with stop.suspended():
-                world.join(device)
-            tell_state(world, state.state_dict())
-    recorder = Recorder(state, store, candidates, params.train, on_disk)
-    failure: NonFiniteLoss | None = None
-    try:
-        with world.together():
-            train(state, inputs, params, recorder, [guard, ProgressBar(inputs.total_steps), *loggers], stop)
-    except NonFiniteLoss as error:
-        failure = error  # the state is that of the step before
-    recorder.finish()
+    compute = Compute.start(params.train, world)
+    candidates, guard = Candidates(run.candidates, params), ImportGuard(stage, identity.code)
+    result = finished_result(run, candidates)
     with world.together():
+        if result is not None:
+            meet(compute, identity, stop, is_complete=True)
+        else:
+            result = train_to_the_end(params, run, identity, candidates, compute, guard, stop)
         world.leave()
-    if failure is not None:
-        raise failure
-    if not state.progress.is_complete(inputs.total_steps):
-        assert stop.signal is not None
-        run.log("stopped", step=state.progress.step, signal=stop.signal.name)
-        ignore_stop_signals()  # a repeat would end the interpreter on its way out, with another exit code
-        say(
-            f"stopped by {stop.signal.name} after step {state.progress.step}, saved; "
-            "run the same command again to go on"
-        )
-        sys.exit(1)
     guard.check()
     changed = identify(load_stage("train")).difference(identity.values)
     if changed:
@@ -135,39 +93,145 @@ def lead() -> None:
             f"nothing is published: {'; '.join(changed[:3])} changed while run {run.id} trained; "
             "run again to train with the change, or undo it and run again to publish this result"
         )
-    publish(run, state, candidates)
-    run.finish()
-    run.log("finished", step=state.progress.step)
+    result.publish(candidates, CANDIDATES, RECORD)
+    run.checkpoints.remove_but(set(run.checkpoints.steps()[:1]))  # what train.init_from_run can start from
+    best, step = result.record["best_step"], result.record["steps"]
+    say(f"run {run.id}: published {len(result.candidates)} candidates, best at step {best}")
+    run.log("finished", step=step)
     keep_within_limit(run, say)
+
+
+def finished_result(run: RunFolder, candidates: Candidates) -> Result | None:
+    """What the run comes to, if it is finished and all that publishing needs is whole; else it trains."""
+    from stages.keeping.sealed import DamagedError
+    from stages.run.result import Result
+
+    run.recover()
+    if not run.finished:
+        return None
+    try:
+        result = Result.read(run)
+    except DamagedError as error:
+        run.store.invalidate(run.result)
+        say(f"the result of run {run.id} is damaged and was set aside: {error}")
+        return None
+    try:
+        for candidate in result.candidates:
+            candidates.ensure(candidate, say)
+    except DamagedError:
+        run.store.remove(run.result)  # what that costs is said where it is looked for
+        return None
+    say(f"run {run.id} is complete since step {result.record['steps']}: publishing it, nothing to train")
+    return result
+
+
+def train_to_the_end(
+    params: Params,
+    run: RunFolder,
+    identity: Identity,
+    candidates: Candidates,
+    compute: Compute,
+    guard: ImportGuard,
+    stop: StopRequest,
+) -> Result:
+    """Go on with the run where it is, or begin it, and see it complete. Where it is not, the process ends here."""
+    from stages.run.recorder import Recorder
+    from stages.run.result import Result
+    from stages.run.resume import Resumer
+    from stages.run.state import broadcast_state
+    from stages.training.callbacks import CallbackList
+    from stages.training.loop import Outcome, Session, train
+    from stages.watching.loggers import make_loggers
+    from stages.watching.preflight import preflight
+    from stages.watching.progress_bar import ProgressBar
+
+    inputs = load_inputs(params, compute)
+    loggers = make_loggers(params.train.loggers, run.path, run.id, params.model_dump(by_alias=True))
+    resumer = Resumer(run, identity, candidates, params, compute, say)
+    state, is_saved = resumer.resume(lambda: build_state(params, inputs), inputs.total_steps)
+    candidates.remove_unused(state.progress.candidates, resumer.checkpoints)
+    if state.progress.step == 0:
+        preflight(state, inputs, params, say)
+    guard.check()
+
+    meet(compute, identity, stop, is_complete=False)
+    broadcast_state(compute.world, state)
+    compute.world.broadcast_object(is_saved)
+    recorder = Recorder(state, is_saved, resumer.checkpoints, candidates, params.train)
+    callbacks = CallbackList(state, [guard, ProgressBar(inputs.total_steps), *loggers])
+    ending = train(Session(params, inputs, state, recorder, callbacks, stop))
+    if ending.outcome is Outcome.COMPLETE:
+        result = Result.of(state)
+        result.write(run)
+        return result
+    compute.world.leave()
+    if ending.outcome is Outcome.STOPPED:
+        run.log("stopped", step=state.progress.step, reason=ending.line)
+        ignore_stop_signals()  # a repeat would end the interpreter on its way out, with another exit code
+        say(ending.line)
+        sys.exit(ending.outcome)
+    fail(ending.line)
 
 
 def follow() -> NoReturn:
     """One of the other processes: it is given the state, trains its share, and writes nothing."""
+    stage = load_stage("train")
+
     import torch
 
-    from stages.modeling.device import pick_device, set_arithmetic
+    from stages.modeling.compute import Compute
     from stages.modeling.world import World
     from stages.run.recorder import SilentRecorder
-    from stages.run.state import tell_state
-    from stages.training.loop import NonFiniteLoss, train
+    from stages.run.state import broadcast_state
+    from stages.training.callbacks import CallbackList
+    from stages.training.loop import Outcome, Session, train
 
-    params, world, stop = load_params(), World.from_environment(), StopRequest()
-    device = pick_device(params.train.device, world.local_rank)
-    set_arithmetic(params.train.deterministic, params.train.tf32)
-    failed = False
-    with world.together():
-        world.join(device)  # the main process comes once everything is in order; until then a signal may end this one
-        stop.install()
-        inputs, state = prepare(params, device, world, None)
-        state.load_state_dict(tell_state(world, None))
-        torch.set_num_threads(state.progress.environment["threads"])
-        try:
-            train(state, inputs, params, SilentRecorder(), [], stop)
-        except NonFiniteLoss:
-            failed = True  # the main process says so
-        world.leave()
+    params, world, stop = stage.params, World.from_environment(), StopRequest()
+    compute = Compute.start(params.train, world)
+    outcome = Outcome.COMPLETE
+    try:
+        with world.together():
+            is_complete = meet(compute, identify(stage), stop, is_complete=False)
+            if not is_complete:
+                inputs = load_inputs(params, compute)
+                state = build_state(params, inputs)
+                broadcast_state(world, state)
+                is_saved = world.broadcast_object(None)
+                torch.set_num_threads(state.progress.environment["threads"])
+                recorder = SilentRecorder(state, is_saved)
+                outcome = train(Session(params, inputs, state, recorder, CallbackList(state), stop)).outcome
+            world.leave()
+    except OtherIdentity:
+        sys.exit(Outcome.DIVERGED)  # the main process says so
     ignore_stop_signals()
-    sys.exit(2 if failed else 0 if state.progress.is_complete(inputs.total_steps) else 1)
+    sys.exit(outcome)
+
+
+class OtherIdentity(UserError):
+    """A process of this job would train another run than the main one."""
+
+
+def meet(compute: Compute, identity: Identity, stop: StopRequest, is_complete: bool) -> bool:
+    """Where there are several processes, wait until all are here; whether the run `is_complete`, as the main one says.
+
+    Raises:
+        OtherIdentity: in all of them, naming the first process that has another identity, and the differences.
+    """
+    world = compute.world
+    if world.size == 1:
+        return is_complete
+    with stop.suspended():  # the main process comes once everything is in order
+        world.join(compute.device)
+    everyone = world.gather_objects([socket.gethostname(), identity.values, is_complete])
+    main = Identity("train", everyone[0][1])
+    for rank, (host, values, _) in enumerate(everyone):
+        differences = main.difference(values)
+        if differences:
+            raise OtherIdentity(
+                f"process {rank} on {host} would train another run than process 0 on {everyone[0][0]} (its value -> "
+                f"that of process 0): {', '.join(differences[:5])}; give all processes the same files and params.yaml"
+            )
+    return bool(everyone[0][2])
 
 
 def require_work_for(world: World, params: Params) -> None:
@@ -196,80 +260,58 @@ def explain_new_run(run: RunFolder, identity: Identity) -> None:
         say(f"new run {run.id}; it differs from run {newest.id} in {', '.join(lines[:5])}{more}{how}")
 
 
-def prepare(params: Params, device: torch.device, world: World, run: RunFolder | None) -> tuple[Inputs, TrainState]:
-    """Load what the tokenize and build_loaders stages left, and build the model and all that trains it. Histories are
-    written below `run`, if it is given."""
+def load_inputs(params: Params, compute: Compute) -> Inputs:
+    """What the tokenize and build_loaders stages left, and the loss over it."""
     from stages.batches.plan import BatchPlan
     from stages.batches.tokenized import TOKENIZED, load_split, load_task, load_tokenizer
+    from stages.modeling.losses import make_objective
+    from stages.scoring.scorer import Scorer
+    from stages.training.loop import Inputs
+
+    train = params.train
+    task, train_split, tokenizer, plan = load_task(), load_split(TOKENIZED, "train"), load_tokenizer(), BatchPlan()
+    objective = make_objective(train, task, train_split, compute.device)
+    validation = load_split(TOKENIZED, "validation")
+    return Inputs(
+        task=task,
+        train_split=train_split,
+        tokenizer=tokenizer,
+        plan=plan,
+        total_steps=train.max_steps or train.num_train_epochs * plan.steps_per_epoch,
+        objective=objective,
+        scorer=Scorer(validation, tokenizer, objective, params.evaluate.eval_batch_size, compute),
+        compute=compute,
+    )
+
+
+def build_state(params: Params, inputs: Inputs) -> TrainState:
+    """The model and all that trains it, as they are at a run's beginning."""
     from stages.config.pretrained import resolve_model
     from stages.modeling.build import build_model
     from stages.modeling.head import head_of
-    from stages.modeling.losses import loss_name, make_objective
+    from stages.modeling.losses import loss_name
+    from stages.modeling.parallel import Parallel
     from stages.modeling.precision import make_scaler
     from stages.run.history import History
     from stages.run.state import TrainState
     from stages.training.callbacks import make_callbacks
-    from stages.training.loop import Inputs
     from stages.training.optim import freeze, make_optimizer, make_schedule
 
-    train = params.train
-    task, train_split, plan = load_task(), load_split(TOKENIZED, "train"), BatchPlan()
-    total_steps = train.max_steps or train.num_train_epochs * plan.steps_per_epoch
-    inputs = Inputs(
-        task=task,
-        train_split=train_split,
-        validation_split=load_split(TOKENIZED, "validation"),
-        tokenizer=load_tokenizer(),
-        plan=plan,
-        total_steps=total_steps,
-        objective=make_objective(train, task, train_split, device),
-        device=device,
-        world=world,
-    )
+    train, device = params.train, inputs.compute.device
     folder = resolve_model(params.model.source, params.model.revision)
-    model = build_model(params.model, folder, head_of(task, loss_name(train, task)), train.seed)
+    model = build_model(params.model, folder, head_of(inputs.task, loss_name(train, inputs.task)), train.seed)
     model.to(device)
     freeze(model, train.freeze)
     optimizer = make_optimizer(model, train, device)
-    histories = {}
-    if run is not None:
-        logged = ["step", "epoch", "loss", "learning_rate", "grad_norm"]
-        histories = {"train": History(run.history / "train.tsv", logged), "eval": History(run.history / "eval.tsv")}
-    state = TrainState(
-        model=model,
+    return TrainState(
+        parallel=Parallel(model, inputs.compute, train.compile),
         optimizer=optimizer,
-        schedule=make_schedule(optimizer, train, total_steps),
+        schedule=make_schedule(optimizer, train, inputs.total_steps),
         scaler=make_scaler(device, train.precision),
         callbacks=make_callbacks(params),
-        histories=histories,
-        steps_per_epoch=plan.steps_per_epoch,
+        histories={"train": History(("step", "epoch", "loss", "learning_rate", "grad_norm")), "eval": History()},
+        steps_per_epoch=inputs.plan.steps_per_epoch,
     )
-    return inputs, state
-
-
-def publish(run: RunFolder, state: TrainState, candidates: Candidates) -> None:
-    """Write the stage's outs from the finished run. Metrics and plots come last, each whole or not at all."""
-    from stages.ground import disk
-
-    progress = state.progress
-    candidates.copy_to(CANDIDATES, progress.candidates)
-    PLOTS.mkdir(exist_ok=True)
-    for history in state.histories.values():
-        shutil.copyfile(history.path, PLOTS / history.path.name)
-    disk.write_text(
-        RECORD,
-        disk.dumps(
-            {
-                "steps": progress.step,
-                "epochs": state.epoch,
-                "stopped_early": progress.stop_reason is not None,
-                "best_step": progress.candidates[0]["step"],
-                "train_loss": progress.total_loss / progress.step,
-                "environments": progress.environments,
-            }
-        ),
-    )
-    say(f"run {run.id}: published {len(progress.candidates)} candidates, best at step {progress.candidates[0]['step']}")
 
 
 if __name__ == "__main__":

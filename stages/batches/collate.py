@@ -71,8 +71,3 @@ def make_loader(
         worker_init_fn=worker_init_fn,
         generator=torch.Generator(),
     )
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Move a batch; asynchronously where its memory is pinned."""
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}

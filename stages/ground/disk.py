@@ -8,7 +8,9 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 TEMPORARY = ".tmp"
 REPLACED = f".replaced{TEMPORARY}"
@@ -49,36 +51,47 @@ def dumps(value: Any) -> str:
 def write_text(path: Path, text: str) -> None:
     """Replace a text file so that a reader, or a crash, sees the old text or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}{TEMPORARY}")
-    temporary.write_text(text, encoding="utf-8")
-    fsync(temporary)
-    os.replace(temporary, path)
+    made = temporary(path)
+    made.write_text(text, encoding="utf-8")
+    fsync(made)
+    os.replace(made, path)
     fsync(path.parent)
 
 
-def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
-    """Make the folder `path` from what `fill` writes into a temporary one: fsync, rename, fsync the parent.
+def temporary(path: Path) -> Path:
+    """Where what becomes `path` is made; `remove_temporaries` clears it."""
+    return path.with_name(f".{path.name}{TEMPORARY}")
 
-    An older `path` is replaced, and removed last; `remove_temporaries` puts it back if a crash came in between. If
-    anything fails, the temporary folder is removed and the error goes on.
-    """
+
+def write_folder(path: Path, fill: Callable[[Path], T]) -> T:
+    """Make the folder `path` from what `fill` writes into a temporary one, and give what that returns. If anything
+    fails, the temporary folder is removed and the error goes on."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}{TEMPORARY}")
-    remove(temporary)
+    made = temporary(path)
+    remove(made)
     try:
-        temporary.mkdir()
-        fill(temporary)
-        for inner in sorted(temporary.rglob("*"), reverse=True):
-            fsync(inner)
-        fsync(temporary)
-        replaced = path.with_name(f".{path.name}{REPLACED}")
-        remove(replaced)
-        if path.exists():
-            os.rename(path, replaced)
-        os.rename(temporary, path)
+        made.mkdir()
+        result = fill(made)
+        put_in_place(made, path)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(made, ignore_errors=True)
         raise
+    return result
+
+
+def put_in_place(made: Path, path: Path) -> None:
+    """Let the folder `made` become `path`, durably: fsync of all that is in it, rename, fsync of the parent.
+
+    An older `path` is replaced, and removed last; `remove_temporaries` puts it back if a crash came in between.
+    """
+    for inner in sorted(made.rglob("*"), reverse=True):
+        fsync(inner)
+    fsync(made)
+    replaced = path.with_name(f".{path.name}{REPLACED}")
+    remove(replaced)
+    if path.exists():
+        os.rename(path, replaced)
+    os.rename(made, path)
     fsync(path.parent)
     remove(replaced)
 

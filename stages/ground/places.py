@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 CANDIDATES = Path("models/candidates")
@@ -28,10 +29,6 @@ def step_of(name: str) -> int:
     return int(match[1])
 
 
-def steps_in(folder: Path) -> list[int]:
-    """The steps of the folders of that name in `folder`, the newest first; none if it cannot be read."""
-    try:
-        names = [path.name for path in folder.iterdir() if path.is_dir()]
-    except OSError:
-        return []
+def steps_in(names: Iterable[str]) -> list[int]:
+    """The steps of those `names` that name one, the newest first."""
     return sorted((step_of(name) for name in names if _NAME.fullmatch(name)), reverse=True)

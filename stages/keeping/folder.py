@@ -13,10 +13,11 @@ from typing import Any
 from stages.config.pipeline import load_stage
 from stages.ground import disk
 from stages.ground.errors import UserError, quote
-from stages.ground.places import step_name, steps_in
+from stages.ground.places import step_name
 from stages.keeping.identity import Identity, identify
 from stages.keeping.lock import Lock
-from stages.keeping.sealed import FORMAT, VERSIONS, manifest_hash
+from stages.keeping.sealed import FORMAT, VERSIONS
+from stages.keeping.store import DiskStore, Key, Shelf
 
 RUNS_VARIABLE = "HOLDFAST_RUNS"
 LIMIT_VARIABLE = "HOLDFAST_RUNS_LIMIT"
@@ -49,24 +50,26 @@ class RunFolder:
 
     identity.json     what decides its result, and the format of all that is in the folder
     environment.json  what surrounds it (see stages.keeping.environment)
-    checkpoints/      see stages.run.checkpoint
-    candidates/       step-…/: a model each, sealed
-    history/          train.tsv, eval.tsv: become plots/ when the run is done
-    finished.json     there once the run is done
+    checkpoints/      step-…/: see stages.run.checkpoint
+    candidates/       step-…/: a model each
+    result/           final/: what publishing needs, there once the run is done; see stages.run.result
     log.jsonl         starts, stops, saves, with the clock; for people
     lock              held by the one process that trains
+
+    The entries of the three folders are those of a `Store`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, stage: str = "train") -> None:
         self.path = path
-        self.checkpoints = path / "checkpoints"
-        self.candidates = path / "candidates"
-        self.history = path / "history"
+        self.store = DiskStore(path.parent)
+        self.checkpoints = Shelf(self.store, stage, path.name, "checkpoints")
+        self.candidates = Shelf(self.store, stage, path.name, "candidates")
+        self.result = Key(stage, path.name, "result", "final")
         self.lock = Lock(path / "lock", f"run {path.name}")
 
     @classmethod
     def of(cls, identity: Identity) -> RunFolder:
-        return cls(runs_root() / identity.id)
+        return cls(runs_root() / identity.id, identity.stage)
 
     @property
     def id(self) -> str:
@@ -74,7 +77,7 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        return (self.path / "finished.json").exists()
+        return bool(self.store.names(self.result.stage, self.id, self.result.kind))
 
     def _read(self, name: str) -> dict[str, Any]:
         """A record of this run; empty if it is not there, not readable, or of another format."""
@@ -143,17 +146,18 @@ class RunFolder:
                 self.lock.acquire()
                 return new
 
-    def checkpoint_steps(self) -> list[int]:
-        """Steps of the committed checkpoints, newest first; not yet verified."""
-        return steps_in(self.checkpoints)
+    def recover(self) -> None:
+        """Clear what a process that was killed left half-made. By whoever has the lock."""
+        for kind in (self.checkpoints.kind, self.candidates.kind, self.result.kind):
+            self.store.recover(self.result.stage, self.id, kind)
 
     def reference(self, step: int) -> str:
         """`<run>/step-00000230@1a2b3c4d`: what `train.init_from_run` names a checkpoint by."""
-        return f"{self.id}/{step_name(step)}@{manifest_hash(self.checkpoints / step_name(step))}"
+        return f"{self.id}/{step_name(step)}@{self.store.fingerprint(self.checkpoints.key(step))}"
 
     def newest_reference(self) -> str | None:
         """`reference` of the newest checkpoint; None if there is none that can be read."""
-        for step in self.checkpoint_steps():
+        for step in self.checkpoints.steps():
             with contextlib.suppress(OSError):
                 return self.reference(step)
         return None
@@ -167,13 +171,6 @@ class RunFolder:
                 with contextlib.suppress(OSError):
                     total += Path(place, name).lstat().st_size
         return total
-
-    def withdraw_finished(self) -> None:
-        """Its end does not count any more: the state that it spoke of is gone, and it trains again."""
-        (self.path / "finished.json").unlink(missing_ok=True)
-
-    def finish(self) -> None:
-        self._write("finished.json", finished=_now())
 
     def log(self, event: str, **values: Any) -> None:
         """Append a line to log.jsonl. A line that a kill cut short stays, and is followed by a whole one."""
@@ -217,7 +214,7 @@ def list_runs() -> list[RunFolder]:
 
 def _sources() -> set[str]:
     """The runs that others start from and have not saved anything of their own yet."""
-    waiting = [run for run in list_runs() if not run.finished and not run.checkpoint_steps()]
+    waiting = [run for run in list_runs() if not run.finished and not run.checkpoints.steps()]
     named = [(run.identity_values() or {}).get("train.init_from_run") or "" for run in waiting]
     return {reference.partition("/")[0] for reference in named}
 
@@ -300,7 +297,7 @@ def find_source(reference: str) -> tuple[RunFolder, int]:
         raise UserError(f"{named}, but that run has no checkpoint")
     if not checkpoint:
         raise UserError(f"{named}, which names no checkpoint; write train.init_from_run: {newest}")
-    there = {run.reference(step): step for step in run.checkpoint_steps()}
+    there = {run.reference(step): step for step in run.checkpoints.steps()}
     if reference not in there:
         raise UserError(f"{named}, but that run has no such checkpoint; it has {', '.join(there)}")
     return run, there[reference]

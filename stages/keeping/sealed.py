@@ -1,25 +1,28 @@
 """Folders that tell whether they are whole: a manifest, written last, with every file's size and sha256.
 
-Everything a run keeps carries the number of its format, which is defined here.
+Everything a run keeps carries the number of its format, which is defined here. What is read back is held against a
+schema first: whoever may write into `runs/` can make an entry useless, and nothing worse.
 """
 
 from __future__ import annotations
 
-import errno
-import json
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+import stat
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from stages.ground import disk
 from stages.ground.errors import UserError
 
 MANIFEST = "manifest.json"
-FORMAT = 2
+FORMAT = 3
 # Who wrote, and so reads, each format. What carries no number is of the first.
-VERSIONS = {1: "0.1", 2: "0.2"}
+VERSIONS = {1: "0.1", 2: "0.2", 3: "0.3"}
+# Far more than any model has files.
+MANIFEST_BYTES = 2**24
 
 
 class SaveError(UserError):
@@ -27,61 +30,98 @@ class SaveError(UserError):
 
 
 class DamagedError(Exception):
-    """A folder is not what was sealed. One line: which file, and what is wrong."""
+    """Something is not what was sealed. One line: which file, and what is wrong."""
 
 
-@contextmanager
-def disk_errors(folder: Path, what: str, needed: int) -> Iterator[None]:
-    """Turn an error of the disk while writing `what` below `folder` into a SaveError that names the `needed` bytes."""
-    from safetensors import SafetensorError
+@dataclass(frozen=True)
+class FileRecord:
+    """What a sealed file is: its size in bytes, and the sha256 of its content in hex."""
 
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-        place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        raise SaveError(
-            f"{what} could not be written to {folder}: {'the disk is full' if full else error}; it needs {needed} "
-            f"bytes, {shutil.disk_usage(place).free} are free; the last good checkpoint is kept: make room, or move "
-            "the runs with HOLDFAST_RUNS, and run the same command again"
-        ) from error
+    size: Annotated[int, Field(ge=0)]
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
-def seal(folder: Path, **about: Any) -> None:
-    """Write the manifest of a folder: size and sha256 of every file in it, and what `about` says of them."""
-    entries = {
-        str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": disk.sha256_file(path)}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
+class Manifest(BaseModel):
+    """The content of manifest.json: what the folder is (`about`), and its files by their path in it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    format: int
+    about: dict[str, str]
+    files: Annotated[dict[str, FileRecord], Field(min_length=1)]
+
+
+def seal(folder: Path, about: dict[str, str]) -> Manifest:
+    """Write the manifest of a folder, which holds no other yet."""
+    files = {
+        name: FileRecord(size=path.stat().st_size, sha256=disk.sha256_file(path))
+        for name, path in sorted(_files(folder).items())
     }
-    text = disk.dumps({"format": FORMAT, **about, "files": entries})
-    (folder / MANIFEST).write_text(text, encoding="utf-8")
+    manifest = Manifest(format=FORMAT, about=about, files=files)
+    (folder / MANIFEST).write_text(disk.dumps(manifest.model_dump()), encoding="utf-8")
+    return manifest
 
 
-def verify(folder: Path, **about: Any) -> None:
+def verify(folder: Path, about: dict[str, str]) -> Manifest:
     """Check a folder against its manifest, and the manifest against `about`.
 
     Raises:
-        DamagedError: naming the first file that is missing, of the wrong size, or of the wrong content.
+        DamagedError: naming the first file that is missing, surplus, of the wrong size, or of the wrong content.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        entries = {name: (entry["size"], entry["sha256"]) for name, entry in manifest["files"].items()}
+        manifest, files = _read(folder), _files(folder)
+        _compare("format", manifest.format, FORMAT, folder)
+        for key in about.keys() | manifest.about.keys():
+            _compare(key, manifest.about.get(key), about.get(key), folder)
+        for name in sorted(manifest.files.keys() - files.keys()):
+            raise DamagedError(f"{folder}: {name[:200]!r} is missing")
+        for name in sorted(files.keys() - manifest.files.keys()):
+            raise DamagedError(f"{folder}: {name!r} is not in its manifest")
+        for name, path in files.items():
+            size, record = path.stat().st_size, manifest.files[name]
+            if size != record.size:
+                raise DamagedError(f"{path}: {size} bytes, expected {record.size}")
+            if disk.sha256_file(path) != record.sha256:
+                raise DamagedError(f"{path}: content does not match its sha256")
+    except OSError as error:
+        raise DamagedError(f"{folder}: cannot be read ({error.strerror})") from None
+    return manifest
+
+
+def _compare(what: str, found: object, expected: object, folder: Path) -> None:
+    if found != expected:
+        raise DamagedError(f"{folder / MANIFEST}: {what} is {found!r}, expected {expected!r}")
+
+
+def _read(folder: Path) -> Manifest:
+    path = folder / MANIFEST
+    try:
+        if path.stat().st_size > MANIFEST_BYTES:
+            raise DamagedError(f"{path}: unreadable, larger than {MANIFEST_BYTES} bytes")
+        return Manifest.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         raise DamagedError(f"{folder}: {MANIFEST} is missing, so it was never finished") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedError(f"{folder / MANIFEST}: unreadable ({type(error).__name__})") from None
-    for key, value in {"format": FORMAT, **about}.items():
-        if manifest.get(key) != value:
-            raise DamagedError(f"{folder / MANIFEST}: {key} is {manifest.get(key)!r}, expected {value!r}")
-    for name, (size, sha256) in entries.items():
-        path = folder / name
-        if not path.is_file():
-            raise DamagedError(f"{path}: missing")
-        if path.stat().st_size != size:
-            raise DamagedError(f"{path}: {path.stat().st_size} bytes, expected {size}")
-        if disk.sha256_file(path) != sha256:
-            raise DamagedError(f"{path}: content does not match its sha256")
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))[:200]
+        raise DamagedError(f"{path}: unreadable ({where}{': ' if where else ''}{first['msg'][:200]})") from None
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """The files below `folder` but its manifest, by their path in it. Raises DamagedError at what is no plain file."""
+    found: dict[str, Path] = {}
+    for place, folders, names in os.walk(folder, onerror=_raise):
+        for name in (*folders, *names):
+            path = Path(place, name)
+            mode = path.lstat().st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise DamagedError(f"{path}: neither a file nor a folder")
+            if stat.S_ISREG(mode) and path != folder / MANIFEST:
+                found[path.relative_to(folder).as_posix()] = path
+    return found
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def manifest_hash(folder: Path) -> str:

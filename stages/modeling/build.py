@@ -75,14 +75,17 @@ def save_model(model: nn.Module, folder: Path, params: ModelParams) -> None:
 
 def _untied(model: nn.Module) -> dict[str, Tensor]:
     """Copies of the weights and buffers on the CPU; what is tied, under its first name alone."""
-    seen: set[tuple[object, ...]] = set()
-    weights = {}
-    for name, tensor in model.state_dict().items():
-        memory = (tensor.data_ptr() or name, tensor.dtype, tensor.shape, tensor.stride())
-        if memory not in seen:
-            seen.add(memory)
-            weights[name] = tensor.detach().to("cpu", copy=True).contiguous()
-    return weights
+    first: dict[object, str] = {}
+    return {
+        name: tensor.detach().to("cpu", copy=True).contiguous()
+        for name, tensor in model.state_dict().items()
+        if first.setdefault(memory(tensor, name), name) == name
+    }
+
+
+def memory(tensor: Tensor, name: str) -> object:
+    """What views of the very same memory (tied weights) have in common; an empty one shares it with none."""
+    return (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()) if tensor.numel() else name
 
 
 def load_model(folder: Path, device: torch.device) -> nn.Module:

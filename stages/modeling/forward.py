@@ -9,10 +9,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from stages.batches.collate import Batch
 from stages.ground.errors import UserError
-
-Batch = dict[str, Tensor]
-"""What the model takes, by column, `labels` excluded."""
 
 
 class Forward(nn.Module):
@@ -30,7 +28,7 @@ class Forward(nn.Module):
         self._takes_all = len(self._names) < len(parameters)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Logits of shape (rows, outputs), in the model's own precision.
+        """Logits of shape (rows, outputs), in the model's own precision, of a batch without its labels.
 
         Raises:
             UserError: the model returns no logits.

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from stages.ground.errors import UserError
 
@@ -79,49 +78,34 @@ class World:
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return [int(value) for value in tensor]
 
-    def tell(self, value: Any) -> Any:
+    def broadcast_object(self, value: Any) -> Any:
         """Main's `value` (what JSON can hold), in every process. Nothing is unpickled."""
+        return self.gather_objects(value)[MAIN] if self.size > 1 else value
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Every process's `value` (what JSON can hold), in the order of their ranks, in every process."""
         if self.size == 1:
-            return value
-        content = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-        size = torch.tensor(len(content))
-        self.broadcast(size)
-        content = content if self.is_main else torch.empty(int(size), dtype=torch.uint8)
-        self.broadcast(content)
-        return json.loads(content.numpy().tobytes())
+            return [value]
+        mine = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        sizes = self.gather(torch.tensor([len(mine)]))
+        longest = max(int(size) for size in sizes)
+        texts = self.gather(torch.cat([mine, torch.zeros(longest - len(mine), dtype=torch.uint8)]))
+        return [json.loads(text[: int(size)].numpy().tobytes()) for size, text in zip(sizes, texts, strict=True)]
+
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        """Every process's `tensor`, which is of one shape and type in all, in the order of their ranks."""
+        found = [torch.empty_like(tensor) for _ in range(self.size)]
+        if self.size == 1:
+            return [tensor]
+        dist.all_gather(found, tensor)
+        return found
 
     def broadcast(self, tensor: Tensor) -> None:
         """Give every process main's values of `tensor`, in place."""
         if self.size > 1:
             dist.broadcast(tensor, MAIN)
 
-    def tell_buffers(self, model: nn.Module) -> None:
+    def broadcast_buffers(self, model: nn.Module) -> None:
         """Give every process main's buffers (running statistics): main's are those that are saved."""
         for buffer in model.buffers():
             self.broadcast(buffer)
-
-
-class Parallel:
-    """`module`: `model`, its gradients summed over all processes in the backward passes inside `sync(True)`."""
-
-    def __init__(self, model: nn.Module, world: World, device: torch.device) -> None:
-        self.module = model
-        self._ddp: DistributedDataParallel | None = None
-        if world.size > 1:
-            # find_unused_parameters: a model may leave some unused; it also keeps DDP from laying out its buckets
-            # anew after the first step, which would change the order of sums after a resume.
-            self._ddp = DistributedDataParallel(
-                model, device_ids=[device] if device.type == "cuda" else None, find_unused_parameters=True
-            )
-            self._ddp.register_comm_hook(None, lambda _, bucket: _sum_gradients(bucket))
-            self.module = self._ddp
-
-    def sync(self, last: bool) -> contextlib.AbstractContextManager[None]:
-        """Around the forward and backward pass of a micro-batch: its `last` one sends the step's gradients."""
-        return contextlib.nullcontext() if last or self._ddp is None else self._ddp.no_sync()
-
-
-def _sum_gradients(bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    # DDP's own reduction is the mean over processes; the loss is a mean over rows already.
-    future = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
-    return future.then(lambda done: done.value()[0])

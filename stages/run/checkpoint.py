@@ -1,15 +1,14 @@
-"""Checkpoints: what one is on disk, when one can be trusted, and which are kept.
+"""Checkpoints: what one consists of, and how many are kept.
 
-`checkpoints/step-00000230/` holds `state.json`, one `<part>.safetensors` for every part of the state with tensors,
-and `manifest.json`, written last, with every file's size and sha256. What a state *contains* is said in one place:
-`stages.run.state.TrainState.state_dict`.
+One at step 230 is the entry `checkpoints/step-00000230` of the run's store: `<part>.json` for every part of the state,
+and `<part>.safetensors` for those with tensors. What the parts *are* is said in one place:
+`stages.run.state.TrainState.parts`.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from stages.ground import disk
-from stages.ground.places import step_name, steps_in
-from stages.keeping.sealed import DamagedError, disk_errors, seal, verify
+from stages.keeping.sealed import DamagedError
+from stages.keeping.store import Shelf
 from stages.run import codec
 
-STATE = "state.json"
 KEPT = 2
-DAMAGED = "damaged-"
+TEXT, TENSORS = ".json", ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -41,99 +38,54 @@ class Snapshot:
         parts = {name: codec.split(tree, name) for name, tree in state.items()}
         return cls(step, {n: p[0] for n, p in parts.items()}, {n: p[1] for n, p in parts.items() if p[1]})
 
+    def write(self, folder: Path) -> None:
+        """Write its parts."""
+        for part, skeleton in self.skeletons.items():
+            (folder / (part + TEXT)).write_text(json.dumps(skeleton), encoding="utf-8")
+        for part, tensors in self.tensors.items():
+            save_file(tensors, folder / (part + TENSORS))
+
     @property
     def bytes(self) -> int:
         return sum(t.numel() * t.element_size() for part in self.tensors.values() for t in part.values())
 
 
-class CheckpointStore:
-    """The checkpoints of one run, below `folder`. `identity` is the run's id: no other run's are ever loaded."""
+class Checkpoints:
+    """The checkpoints of one run: no other run's are ever loaded."""
 
-    def __init__(self, folder: Path, identity: str) -> None:
-        self.folder = folder
-        self.identity = identity
-
-    def steps(self) -> list[int]:
-        """Steps of the committed checkpoints, newest first; not yet verified."""
-        return steps_in(self.folder)
-
-    def path(self, step: int) -> Path:
-        return self.folder / step_name(step)
+    def __init__(self, shelf: Shelf) -> None:
+        self.shelf = shelf
 
     def write(self, snapshot: Snapshot) -> None:
-        """Commit a checkpoint durably; only then remove the ones beyond the newest two.
-
-        Raises:
-            SaveError: disk full, no permission, or any other OSError; earlier checkpoints stay.
-        """
-
-        def fill(folder: Path) -> None:
-            (folder / STATE).write_text(json.dumps(snapshot.skeletons), encoding="utf-8")
-            for part, tensors in snapshot.tensors.items():
-                save_file(tensors, folder / f"{part}.safetensors")
-            # The content must be on disk before the mark that vouches for it.
-            for path in folder.iterdir():
-                disk.fsync(path)
-            seal(folder, identity=self.identity, step=snapshot.step)
-
-        with disk_errors(self.folder, f"checkpoint {step_name(snapshot.step)}", snapshot.bytes):
-            disk.write_folder(self.path(snapshot.step), fill)
-            for step in self.steps()[KEPT:]:
-                disk.remove(self.path(step))
+        """Commit a checkpoint durably; only then remove the ones beyond the newest two. Raises SaveError."""
+        store, key = self.shelf.store, self.shelf.key(snapshot.step)
+        store.begin(key, snapshot.bytes)
+        store.put(key, snapshot.write)
+        store.commit(key)
+        self.shelf.remove_but({snapshot.step, *self.shelf.steps()[:KEPT]})
 
     def read(self, step: int) -> dict[str, codec.Tree]:
         """The verified state at `step`, tensors on the CPU. Raises DamagedError."""
-        folder = self.path(step)
-        verify(folder, identity=self.identity, step=step)
-        try:
-            skeletons = json.loads((folder / STATE).read_text(encoding="utf-8"))
-            state = {}
-            for part, skeleton in skeletons.items():
-                path = folder / f"{part}.safetensors"
-                state[part] = codec.join(skeleton, load_file(path) if path.exists() else {})
-            return state
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise DamagedError(f"{folder}: unreadable ({type(error).__name__}: {error})") from None
-
-    def refers_to(self, part: str) -> Iterator[Any]:
-        """`part` of every committed checkpoint's state, where it holds no tensors; unreadable ones are passed over."""
-        for step in self.steps():
+        files = self.shelf.store.read(self.shelf.key(step))
+        state = {}
+        for name in [name for name in files if name.endswith(TEXT)]:
+            part = name.removesuffix(TEXT)
+            tensors = files.get(part + TENSORS)
             try:
-                yield json.loads((self.path(step) / STATE).read_text(encoding="utf-8"))[part]
-            except (OSError, ValueError, KeyError):
+                state[part] = codec.join(_load(files[name].path), load_file(tensors.path) if tensors else {})
+            except (OSError, ValueError, TypeError, KeyError, RecursionError, SafetensorError) as error:
+                reason = " ".join(str(error).split())[:200]
+                raise DamagedError(f"{files[name].path}: unreadable ({type(error).__name__}: {reason})") from None
+        return state
+
+    def peek(self, part: str) -> Iterator[codec.Tree]:
+        """`part`, one without tensors, of every committed checkpoint that can be read. Nothing is verified."""
+        for step in self.shelf.steps():
+            try:
+                yield codec.join(_load(self.shelf.store.path(self.shelf.key(step), part + TEXT)), {})
+            except (OSError, ValueError, TypeError, KeyError, RecursionError):
                 continue
 
-    def newest(
-        self, accept: Callable[[dict[str, codec.Tree]], None], set_aside: Callable[[int, str], None]
-    ) -> dict[str, codec.Tree] | None:
-        """The newest state that verifies, or None.
 
-        Args:
-            accept: raises DamagedError if what the state refers to outside its folder is not intact.
-            set_aside: told the step and the reason of each checkpoint that was passed over; it has been renamed
-                to `damaged-step-…`, so that it is neither used nor lost.
-        """
-        disk.remove_temporaries(self.folder)
-        for step in self.steps():
-            try:
-                state = self.read(step)
-                accept(state)
-                return state
-            except DamagedError as error:
-                self._rename_damaged(step)
-                set_aside(step, str(error))
-        return None
-
-    def _rename_damaged(self, step: int) -> None:
-        for name in self._damaged_names(step):
-            if not (self.folder / name).exists():
-                os.rename(self.path(step), self.folder / name)
-                disk.fsync(self.folder)
-                return
-
-    @staticmethod
-    def _damaged_names(step: int) -> Iterator[str]:
-        number = 0
-        while True:
-            yield f"{DAMAGED}{step_name(step)}" + (f"-{number}" if number else "")
-            number += 1
+def _load(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from stages.modeling.build import memory
+
 Tree = Any
 """dict (keys str or int), list, tuple, str, int, float, bool, None, or torch.Tensor, nested."""
 
@@ -25,16 +27,14 @@ def split(tree: Tree, name: str) -> tuple[Any, dict[str, torch.Tensor]]:
         TypeError: for a value that is none of `Tree`'s kinds, naming where it is.
     """
     tensors: dict[str, torch.Tensor] = {}
-    seen: dict[tuple[Any, ...], str] = {}
+    seen: dict[object, str] = {}
 
     def encode(value: Tree, where: str) -> Any:
         if isinstance(value, torch.Tensor):
-            value = value.detach()
-            identity = (value.device, value.data_ptr(), value.dtype, tuple(value.shape), value.stride())
-            if value.numel() == 0 or identity not in seen:
-                seen[identity] = where
-                tensors[where] = value.to("cpu", copy=True).contiguous()
-            return {_TENSOR: seen[identity]}
+            first = seen.setdefault(memory(value, where), where)
+            if first == where:
+                tensors[where] = value.detach().to("cpu", copy=True).contiguous()
+            return {_TENSOR: first}
         if value is None or isinstance(value, str | bool | int | float):
             return value
         if isinstance(value, Mapping):

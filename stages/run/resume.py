@@ -2,135 +2,170 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-
+from stages.config.schema import Params
 from stages.ground.errors import UserError
-from stages.ground.places import step_name
 from stages.keeping import environment
 from stages.keeping.folder import RunFolder, find_source
 from stages.keeping.identity import Identity
 from stages.keeping.sealed import DamagedError
+from stages.modeling.compute import Compute
 from stages.modeling.device import set_threads
 from stages.run.candidates import Candidates
-from stages.run.checkpoint import CheckpointStore
+from stages.run.checkpoint import Checkpoints
 from stages.run.codec import Tree
-from stages.run.history import History
-from stages.run.state import Progress, TrainState
+from stages.run.state import Candidate, TrainState, saved_progress
 
 Say = Callable[[str], None]
+# What loading a state raises that was saved by other code, or that somebody made up.
+MISFITS = (RuntimeError, ValueError, KeyError, TypeError, IndexError, AttributeError)
 
 
 @dataclass(frozen=True)
 class Resumer:
-    """Brings `state` to where the run was, or to its beginning; `say` is told in a line what is done and why."""
+    """Brings a state to where the run was, or to its beginning; `say` is told in a line what is done and why."""
 
-    state: TrainState
     run: RunFolder
     identity: Identity
-    store: CheckpointStore
     candidates: Candidates
-    total_steps: int
-    device: torch.device
-    world_size: int
-    threads: int | None
+    params: Params
+    compute: Compute
     say: Say
 
-    def resume(self, init_from_run: str | None) -> bool:
-        """Load the newest good checkpoint of this run; else start, from `init_from_run` if that is not None: it is
-        needed only until this run has saved a checkpoint of its own.
+    @property
+    def checkpoints(self) -> Checkpoints:
+        return Checkpoints(self.run.checkpoints)
+
+    def resume(self, build: Callable[[], TrainState], total_steps: int) -> tuple[TrainState, bool]:
+        """Load the newest good checkpoint of this run; else start, from `train.init_from_run` if that is not null: it
+        is needed only until this run has saved a checkpoint of its own.
+
+        Args:
+            build: makes the state of a run's beginning.
 
         Returns:
-            Whether the state is on disk already, or is the beginning, which needs no checkpoint.
+            The state, and whether it is on disk already, or is the beginning, which needs no checkpoint.
 
         Raises:
             UserError: that run or checkpoint is not there, is being trained, is damaged, or of another model.
         """
-        state = self.state
-        saved = self._newest()
-        if saved is not None:
-            state.load_state_dict(saved)
-        else:
-            for history in state.histories.values():
-                history.begin()
-            if init_from_run is not None:
-                self._start_from(init_from_run)
-        progress = state.progress
-        if progress.step > self.total_steps:
-            raise UserError(
-                f"train.init_from_run is {init_from_run}, which is at step {progress.step}, but this run has "
-                f"{self.total_steps} steps in all; raise train.num_train_epochs or max_steps"
-            )
-        complete = progress.is_complete(self.total_steps)
-        self._settle_environment(trains=not complete)
-        self.run.log("start", step=progress.step, environment=progress.environment)
+        state, source = self._newest(build), self.params.train.init_from_run
+        is_saved = state is not None
+        if state is None:
+            state = build()
+            if source is not None:
+                self._start_from(source, state, total_steps)
+        complete = state.progress.is_complete(total_steps)
+        self._settle_environment(state, trains=not complete)
+        self.run.log("start", step=state.progress.step, environment=state.progress.environment)
         if complete:
-            self.say(f"run {self.run.id} is complete since step {progress.step}: publishing it, nothing to train")
-        elif progress.step:
-            self.say(f"run {self.run.id}: going on after step {progress.step} of {self.total_steps}")
+            self.say(f"run {self.run.id} is complete since step {state.progress.step}: publishing it, nothing to train")
+        elif state.progress.step:
+            self.say(f"run {self.run.id}: going on after step {state.progress.step} of {total_steps}")
         else:
-            where = f"{progress.environment['device']}" + (f", {self.world_size} processes" * (self.world_size > 1))
-            self.say(f"run {self.run.id}: {self.total_steps} steps on {where}, from the beginning")
-        if not complete:
-            self.run.withdraw_finished()
-        return saved is not None or progress.step == 0
+            size = self.compute.world.size
+            where = f"{state.progress.environment['device']}" + (f", {size} processes" * (size > 1))
+            self.say(f"run {self.run.id}: {total_steps} steps on {where}, from the beginning")
+        return state, is_saved or state.progress.step == 0
 
-    def _newest(self) -> dict[str, Tree] | None:
-        def set_aside(step: int, reason: str) -> None:
-            self.run.log("damaged checkpoint", step=step, reason=reason)
-            self.say(f"checkpoint of step {step} is damaged and was set aside: {reason}")
+    def _newest(self, build: Callable[[], TrainState]) -> TrainState | None:
+        """The state of the newest checkpoint that is whole, with all the models that it names. What is passed over is
+        set aside, so that it is neither used nor lost."""
+        lost: dict[int, str] = {}
+        steps = self.run.checkpoints.steps()
+        for step in steps:
+            try:
+                saved = self.checkpoints.read(step)
+                damaged = self._damaged(saved_progress(saved).candidates)
+                if damaged:
+                    # It is whole, but leads to a result without the model that it names.
+                    lost |= damaged
+                    self.run.checkpoints.invalidate(step)
+                    continue
+                state = build()
+                state.load_state_dict(saved)
+            except (DamagedError, *MISFITS) as error:
+                self._set_aside_checkpoint(step, error)
+                continue
+            self._set_aside_candidates(lost, steps[0], step)
+            return state
+        self._set_aside_candidates(lost, max(steps, default=0), 0)
+        return None
 
-        return self.store.newest(lambda saved: self._accept(self.run, self.candidates, saved), set_aside)
+    def _set_aside_checkpoint(self, step: int, error: Exception) -> None:
+        kind = "" if isinstance(error, DamagedError) else f"it cannot be loaded, {type(error).__name__}: "
+        reason = kind + " ".join(str(error).split())[:500]
+        self.run.checkpoints.invalidate(step)
+        self.run.log("damaged checkpoint", step=step, reason=reason)
+        self.say(f"checkpoint of step {step} is damaged and was set aside: {reason}")
 
-    def _accept(self, run: RunFolder, candidates: Candidates, saved: dict[str, Tree]) -> None:
-        """Raise DamagedError if what the state refers to in the folder of `run` is not intact."""
-        Progress(**saved["progress"])
-        candidates.check(saved["progress"]["candidates"])
-        for name, history in self.state.histories.items():
-            History(run.history / history.path.name).check(saved["history"][name])
+    def _set_aside_candidates(self, lost: dict[int, str], newest: int, step: int) -> None:
+        for damaged, reason in lost.items():
+            self.run.candidates.invalidate(damaged)
+            self.run.log("damaged candidate", step=damaged, reason=reason)
+            self.say(
+                f"the candidate of step {damaged} is damaged and was set aside, and DVC's cache does not have it: "
+                f"training again from step {step} of the {newest} that were done ({reason})"
+            )
 
-    def _start_from(self, reference: str) -> None:
+    def _damaged(self, kept: list[Candidate]) -> dict[int, str]:
+        """The candidates that are damaged, and not to be had from DVC's cache, with what is wrong."""
+        damaged = {}
+        for candidate in kept:
+            try:
+                self.candidates.ensure(candidate, self.say)
+            except DamagedError as error:
+                damaged[candidate.step] = str(error)
+        return damaged
+
+    def _start_from(self, reference: str, state: TrainState, total_steps: int) -> None:
         other, step = find_source(reference)
         named = f"train.init_from_run is {reference}"
         other.lock.acquire()
         try:
-            saved = CheckpointStore(other.checkpoints, other.id).read(step)
+            saved = Checkpoints(other.checkpoints).read(step)
+            progress = saved_progress(saved)
             differences = self.identity.differences_that_reset_the_optimizer(other.identity_values() or {})
-            if not differences:
-                self._accept(other, self.candidates.at(other.candidates), saved)
+            if differences:
+                self._load_weights(state, saved, named)
+                self.say(f"starting with the weights of {reference} only, as {differences[0]} differs")
+            else:
+                if progress.step > total_steps:
+                    raise UserError(
+                        f"{named}, which is at step {progress.step}, but this run has {total_steps} steps in all; "
+                        "raise train.num_train_epochs or max_steps"
+                    )
+                for candidate in progress.candidates:
+                    self.candidates.take_over(candidate, Candidates(other.candidates, self.params))
+                self._load(state, saved, named)
+                state.progress.stop_reason = None  # what stopped that run may be what was changed
+                self.say(f"continuing {reference}: same optimizer and plan, everything goes on")
         except DamagedError as error:
             raise UserError(f"{named}, but that checkpoint is damaged: {error}") from None
-        if differences:
-            try:
-                self.state.model.load_state_dict(saved["model"])
-            except RuntimeError:
-                raise UserError(f"{named}, but its weights fit another model") from None
-            self.say(f"starting with the weights of {reference} only, as {differences[0]} differs")
-        else:
-            for candidate in saved["progress"]["candidates"]:
-                name = step_name(candidate["step"])
-                shutil.copytree(other.candidates / name, self.run.candidates / name, dirs_exist_ok=True)
-            for history in self.state.histories.values():
-                shutil.copyfile(other.history / history.path.name, history.path)
-            try:
-                self.state.load_state_dict(saved)
-            except (RuntimeError, ValueError, KeyError):
-                raise UserError(f"{named}, but its state fits other code than this") from None
-            self.state.progress.stop_reason = None  # what stopped that run may be what was changed
-            self.say(f"continuing {reference}: same optimizer and plan, everything goes on")
         self.run.log("init from run", source=reference, weights_only=bool(differences))
         other.lock.release()
 
-    def _settle_environment(self, trains: bool) -> None:
+    def _load_weights(self, state: TrainState, saved: dict[str, Tree], named: str) -> None:
+        try:
+            state.parallel.load_state_dict(saved["model"])
+        except MISFITS:
+            raise UserError(f"{named}, but its weights fit another model") from None
+
+    def _load(self, state: TrainState, saved: dict[str, Tree], named: str) -> None:
+        try:
+            state.load_state_dict(saved)
+        except MISFITS:
+            raise UserError(f"{named}, but its state fits other code than this") from None
+
+    def _settle_environment(self, state: TrainState, trains: bool) -> None:
         """Restore the thread count, or take `train.threads`, as it changes bits; count and name any other change, if
         there is a step left."""
-        progress = self.state.progress
+        progress = state.progress
         before = progress.environment
-        set_threads(self.threads or before.get("threads"))
-        now = environment.current(self.device, self.world_size)
+        set_threads(self.params.train.threads or before.get("threads"))
+        now = environment.current(self.compute.device, self.compute.world.size)
         if not trains:
             return  # the outs are those of the environment before
         if before and before != now:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from stages.keeping.sealed import SaveError
-from stages.run.checkpoint import CheckpointStore, Snapshot
+from stages.run.checkpoint import Checkpoints, Snapshot
 from stages.run.codec import Tree
 
 # The first save after a start comes with the first step, the next ones at twice the distance of the last, until
@@ -31,10 +31,10 @@ class TimeSchedule:
         self._distance = 0.0
         self._last = clock()
 
-    def due(self) -> bool:
+    def is_due(self) -> bool:
         return self._clock() - self._last >= self._distance
 
-    def saved(self, cost_seconds: float) -> None:
+    def begun(self, cost_seconds: float) -> None:
         """A save begins; the last one's copy and write took `cost_seconds`."""
         affordable = cost_seconds / COST_SHARE
         self._distance = min(self._limit, max(FIRST_SECONDS, 2 * self._distance, affordable))
@@ -42,15 +42,11 @@ class TimeSchedule:
 
 
 class Saver:
-    """Writes snapshots to `store` in a thread, one in flight.
+    """Writes checkpoints in a thread, one in flight. A failure of the thread is raised as SaveError by the next
+    `check`, `save` or `wait`."""
 
-    `before_commit` makes durable what a checkpoint refers to outside its folder. A failure of the thread is raised
-    as SaveError by the next `check`, `save` or `wait`.
-    """
-
-    def __init__(self, store: CheckpointStore, before_commit: Callable[[], None]) -> None:
-        self.store = store
-        self._before_commit = before_commit
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self._checkpoints = checkpoints
         self._thread: threading.Thread | None = None
         self._error: SaveError | None = None
         self.last_cost = 0.0
@@ -78,8 +74,7 @@ class Saver:
 
     def _write(self, snapshot: Snapshot, begin: float) -> None:
         try:
-            self._before_commit()
-            self.store.write(snapshot)
+            self._checkpoints.write(snapshot)
         except SaveError as error:
             self._error = error
         except Exception as error:  # the loop must hear of whatever ended its saves

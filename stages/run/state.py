@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol, TypeVar
 
+import pydantic
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from typing_extensions import TypedDict
 
+from stages.keeping.sealed import DamagedError, FileRecord
+from stages.modeling.parallel import Parallel
 from stages.modeling.world import World
 from stages.run import codec
 from stages.run.codec import Tree
 from stages.run.history import History
+
+T = TypeVar("T")
 
 
 class Stateful(Protocol):
@@ -51,6 +58,19 @@ class Parts:
             self._parts[name].load_state_dict(state[name])
 
 
+# Of a file directly in a folder, and of none elsewhere.
+PlainName = Annotated[str, pydantic.StringConstraints(pattern=r"^[^./\x00][^/\x00]*$")]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A kept model: the step it is of, its scores by name, and the files that it consists of."""
+
+    step: int
+    scores: dict[str, float]
+    files: dict[PlainName, FileRecord]
+
+
 @dataclass
 class Progress:
     """Where the run is, in plain numbers. Steps are optimizer steps that are done."""
@@ -65,8 +85,8 @@ class Progress:
     total_loss: float = 0.0
     # Why the run is complete before its last step; None otherwise.
     stop_reason: str | None = None
-    # Kept models, best first: {"step": int, "scores": {name: value}}.
-    candidates: list[dict[str, Any]] = field(default_factory=list)
+    # Kept models, best first.
+    candidates: list[Candidate] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)
     environments: int = 1
 
@@ -74,7 +94,7 @@ class Progress:
         return dataclasses.asdict(self)
 
     def load_state_dict(self, state: dict[str, Tree]) -> None:
-        self.__dict__.update(dataclasses.asdict(Progress(**state)))
+        self.__dict__.update(vars(parse_progress(state)))
 
     def count(self, loss: float, rows: int) -> None:
         """Take in a step's mean loss and its number of rows."""
@@ -95,10 +115,10 @@ class Progress:
 
 @dataclass
 class TrainState:
-    """The parts of a run that change while it trains. `histories` ("train", "eval") are main's alone to write: other
-    processes have none."""
+    """The parts of a run that change while it trains. `histories` are plots/train.tsv ("train") and eval.tsv ("eval")
+    as they grow."""
 
-    model: nn.Module
+    parallel: Parallel
     optimizer: Optimizer
     schedule: Schedule
     scaler: torch.amp.GradScaler
@@ -106,6 +126,11 @@ class TrainState:
     histories: dict[str, History]
     steps_per_epoch: int
     progress: Progress = field(default_factory=Progress)
+
+    @property
+    def model(self) -> nn.Module:
+        """The model itself, to look at and to change; it is called through `parallel`."""
+        return self.parallel.model
 
     @property
     def epoch(self) -> float:
@@ -122,23 +147,21 @@ class TrainState:
         self.progress.stop_reason = self.progress.stop_reason or reason
 
     def record(self, name: str, values: dict[str, float]) -> None:
-        """Add a row to a history, where this process has it."""
-        if name in self.histories:
-            self.histories[name].append(step=self.progress.step, epoch=self.epoch, **values)
+        """Add a row to a history."""
+        self.histories[name].append(step=self.progress.step, epoch=self.epoch, **values)
 
-    def log_row(self, learning_rate: float, grad_norm: float) -> dict[str, float]:
+    def close_window(self, learning_rate: float, grad_norm: float) -> dict[str, float]:
         """Write a row of plots/train.tsv and begin the next; its values but step and epoch."""
-        progress = self.progress
-        row = {"loss": progress.mean_loss, "learning_rate": learning_rate, "grad_norm": grad_norm}
+        row = {"loss": self.progress.mean_loss, "learning_rate": learning_rate, "grad_norm": grad_norm}
         self.record("train", row)
-        progress.window_loss, progress.window_steps = 0.0, 0
+        self.progress.window_loss, self.progress.window_steps = 0.0, 0
         return row
 
     def parts(self) -> dict[str, Stateful]:
         """What a checkpoint holds, by name: the one table of contents. Random states are no part of it: whatever draws
         is seeded by (seed, step, micro-batch) just before."""
         return {
-            "model": self.model,
+            "model": self.parallel,
             "optimizer": self.optimizer,
             "scheduler": self.schedule.scheduler,
             "scaler": self.scaler,
@@ -152,20 +175,59 @@ class TrainState:
         return {name: part.state_dict() for name, part in self.parts().items()}
 
     def load_state_dict(self, state: dict[str, Tree]) -> None:
-        """Go back to where `state` was taken, the history files included."""
+        """Go back to where `state` was taken."""
         for name, part in self.parts().items():
             part.load_state_dict(state[name])
 
 
-def tell_state(world: World, state: Tree) -> Tree:
-    """Main's `state`, tensors on the CPU, in every process."""
-    skeleton, tensors = codec.split(state if world.is_main else None, "state")
+def broadcast_state(world: World, state: TrainState) -> None:
+    """Give every process the main one's state."""
+    if world.size == 1:
+        return
+    skeleton, tensors = codec.split(state.state_dict() if world.is_main else None, "state")
     kinds = {name: (str(t.dtype).removeprefix("torch."), list(t.shape)) for name, t in tensors.items()}
-    skeleton, kinds = world.tell([skeleton, kinds])
+    skeleton, kinds = world.broadcast_object([skeleton, kinds])
     for name, (dtype, shape) in kinds.items():
         if not world.is_main:
             tensors[name] = torch.empty(shape, dtype=getattr(torch, dtype))
         if tensors[name].numel():
             # As bytes: the backend need not know the type.
             world.broadcast(tensors[name].reshape(-1).view(torch.uint8))
-    return codec.join(skeleton, tensors)
+    if not world.is_main:
+        state.load_state_dict(codec.join(skeleton, tensors))
+
+
+def saved_progress(state: dict[str, Tree]) -> Progress:
+    """The progress in a state that was read back.
+
+    Raises:
+        DamagedError: it, or a history beside it, is not what `state_dict` gives.
+    """
+    try:
+        _parse(_HISTORIES, state["history"])
+        return parse_progress(state["progress"])
+    except KeyError as error:
+        raise DamagedError(f"the state has no part {error}") from None
+
+
+def parse_progress(tree: Tree) -> Progress:
+    """What `Progress.state_dict` gave. Raises DamagedError if it is nothing of that kind."""
+    return _parse(_PROGRESS, tree)
+
+
+class _HistoryState(TypedDict):
+    columns: list[str]
+    segments: Annotated[list[str], pydantic.Field(min_length=1)]
+
+
+_PROGRESS = pydantic.TypeAdapter(Progress)
+_HISTORIES = pydantic.TypeAdapter(dict[str, _HistoryState])
+
+
+def _parse(kind: pydantic.TypeAdapter[T], tree: Tree) -> T:
+    """`tree` as what it should be. Raises DamagedError if it is not."""
+    try:
+        # As JSON, where lists and dicts are all there is, nothing is converted.
+        return kind.validate_json(json.dumps(tree), strict=True)
+    except (pydantic.ValidationError, TypeError, ValueError, RecursionError) as error:
+        raise DamagedError(f"the state is not what it should be: {' '.join(str(error).split())[:200]}") from None

@@ -14,10 +14,13 @@ from stages.batches.tokenized import TOKENIZED, load_raw, load_split, load_task,
 from stages.config.schema import Params
 from stages.keeping.folder import threads_of_run
 from stages.modeling.build import load_model
-from stages.modeling.device import pick_device, set_arithmetic, set_threads
+from stages.modeling.compute import Compute
+from stages.modeling.device import set_threads
 from stages.modeling.head import decide
 from stages.modeling.losses import make_objective
-from stages.scoring.predict import predict
+from stages.modeling.parallel import Parallel
+from stages.modeling.world import World
+from stages.scoring.scorer import Scorer
 
 
 class Predictor:
@@ -25,12 +28,11 @@ class Predictor:
 
     def __init__(self, params: Params) -> None:
         self._params = params
-        self._device = pick_device(params.train.device)
-        set_arithmetic(params.train.deterministic, params.train.tf32)
+        self._compute = Compute.start(params.train, World())
         set_threads(params.train.threads or threads_of_run(torch.get_num_threads()))
         self._task = load_task()
         self._tokenizer = load_tokenizer()
-        self._objective = make_objective(params.train, self._task, load_split(TOKENIZED, "train"), self._device)
+        self._objective = make_objective(params.train, self._task, load_split(TOKENIZED, "train"), self._compute.device)
 
     def run(self, folder: Path, split: str) -> tuple[pd.DataFrame, dict[str, float]]:
         """Predict `split` with the model in `folder`.
@@ -41,18 +43,10 @@ class Predictor:
             float32; `label` is null in a split without labels), `logits` (list of float32), `loss` (float32, or
             null); and its scores by name, empty without labels.
         """
+        evaluate, compute = self._params.evaluate, self._compute
         data = load_split(TOKENIZED, split)
-        evaluate = self._params.evaluate
-        predictions = predict(
-            load_model(folder, self._device),
-            data,
-            self._tokenizer,
-            self._objective,
-            evaluate.eval_batch_size,
-            self._device,
-            self._params.train.precision,
-            self._params.train.seed,
-        )
+        scorer = Scorer(data, self._tokenizer, self._objective, evaluate.eval_batch_size, compute)
+        predictions = scorer(Parallel(load_model(folder, compute.device), compute))
         table = load_raw(TOKENIZED, split).remove_columns([self._task.label_column]).to_pandas()
         labels, task = predictions.labels, self._task.task
         nothing = pd.array([None] * len(table), dtype="Float32")

@@ -26,8 +26,8 @@ the main one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -73,10 +73,11 @@ class Callback:
 
 
 class CallbackList:
-    """Passes each event on to every callback, in their order."""
+    """Passes each event on to every callback: those of `state`, and `watchers`, which only show something."""
 
-    def __init__(self, callbacks: Sequence[Callback], state: TrainState) -> None:
-        self._callbacks, self._state = callbacks, state
+    def __init__(self, state: TrainState, watchers: Sequence[Callback] = ()) -> None:
+        self._callbacks = [*cast("Mapping[str, Callback]", state.callbacks).values(), *watchers]
+        self._state = state
 
     def on_train_begin(self) -> None:
         self._each("on_train_begin")

@@ -5,53 +5,75 @@ from __future__ import annotations
 import math
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
+from enum import IntEnum
 
 import datasets
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from transformers import PreTrainedTokenizerBase
 
-from stages.batches.collate import Batch, make_loader, to_device
+from stages.batches.collate import Batch, make_loader
 from stages.batches.plan import BatchPlan, MicroBatch, share
-from stages.batches.randomness import AFTER_BACKWARD, seed_all
+from stages.batches.randomness import AFTER_BACKWARD
 from stages.batches.tokenized import Task
-from stages.config.schema import Params, TrainParams
-from stages.ground.errors import UserError
+from stages.config.schema import Params
 from stages.ground.signals import StopRequest, ignore_stop_signals
 from stages.modeling.buffers import remember_buffers
-from stages.modeling.forward import Forward, compiled
+from stages.modeling.compute import Compute
 from stages.modeling.losses import Objective
-from stages.modeling.precision import autocast, overflow
-from stages.modeling.world import Parallel, World
+from stages.modeling.precision import overflow
 from stages.run.recorder import SilentRecorder
-from stages.run.state import Progress, TrainState
-from stages.scoring.predict import Stopped, predict
-from stages.training.callbacks import Callback, CallbackList
+from stages.run.state import TrainState
+from stages.scoring.scorer import Scorer, Stopped
+from stages.training.callbacks import CallbackList
 
 SHOWN_ROWS = 64
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the loop works on and does not change."""
+    """What the loop works on and does not change. `tokenizer` is None where the inputs are features."""
 
     task: Task
     train_split: datasets.Dataset
-    validation_split: datasets.Dataset
     tokenizer: PreTrainedTokenizerBase | None
     plan: BatchPlan
     total_steps: int
     objective: Objective
-    device: torch.device
-    world: World
+    scorer: Scorer
+    compute: Compute
 
 
-class NonFiniteLoss(UserError):
-    """The loss or its gradient became NaN or infinite; the state before that step is intact."""
+@dataclass(frozen=True)
+class Session:
+    """A start's training: what it works on (`inputs`, `params`), what changes (`state`), what writes it down, and
+    who may end it. Several processes run one side by side."""
+
+    params: Params
+    inputs: Inputs
+    state: TrainState
+    recorder: SilentRecorder
+    callbacks: CallbackList
+    stop: StopRequest
+
+
+class Outcome(IntEnum):
+    """How a start of train can end; the number is its exit code."""
+
+    COMPLETE = 0
+    STOPPED = 1
+    DIVERGED = 2
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How training ended: `line` says it to people where the run is not complete."""
+
+    outcome: Outcome
+    line: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,109 +106,98 @@ class Gradient:
         return math.isfinite(self.loss) and (math.isfinite(self.norm) or self.overflowed)
 
 
-def train(
-    state: TrainState,
-    inputs: Inputs,
-    params: Params,
-    recorder: SilentRecorder,
-    watchers: Sequence[Callback],
-    stop: StopRequest,
-) -> None:
-    """Train until the last step, until a callback ends the run, or a stop request; `state` says which.
+def train(session: Session) -> Ending:
+    """Train until the last step, until a callback ends the run, or a stop request.
 
     Position is one number, `progress.step`; rows follow from the plan, random numbers from (seed, step, micro-batch).
     `evaluated_step` says whether its evaluation is done. Several processes run this side by side; the main one's
-    `recorder` writes, and it alone has `watchers`, callbacks that only show something.
+    `recorder` writes.
 
     Raises:
-        NonFiniteLoss: with the step, its rows and what to try.
         SaveError: a checkpoint or candidate could not be written.
     """
-    callbacks = CallbackList([*cast("Mapping[str, Callback]", state.callbacks).values(), *watchers], state)
-    parallel = Parallel(Forward(state.model), inputs.world, inputs.device)
-    forward = compiled(parallel.module) if params.train.compile else parallel.module
-    steps = load_steps(inputs, state.progress.step + 1, params.train.num_workers)
+    state, callbacks = session.state, session.callbacks
+    steps = load_steps(session.inputs, state.progress.step + 1, session.params.train.num_workers)
+    state.parallel.start()
     callbacks.on_train_begin()
     state.model.train()
 
+    ending: Ending | None = None
     upcoming = next(steps, None)
-    while not at_boundary(state, inputs, params, recorder, callbacks, stop):
+    while (ending := at_boundary(session)) is None:
         assert upcoming is not None, "the plan ends before the last step"
         step, put_buffers_back = upcoming, remember_buffers(state.model)
-        measured = accumulate(step, state, inputs, params.train, parallel, forward)
+        measured = accumulate(step, session)
         upcoming = next(steps, None)  # fetched while the device computes
         gradient = Gradient.read(measured)
         if not gradient.is_usable:
             put_buffers_back()
-            callbacks.on_train_end()
-            raise _non_finite(gradient, step)
-        take_step(gradient, step, state, inputs, params.train, callbacks)
+            ending = _diverged(gradient, step)
+            break
+        take_step(gradient, step, session)
 
     callbacks.on_train_end()
+    session.recorder.finish()
+    return ending
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Once in a while: the state is whole here, so this is where it is evaluated, saved and left.
 
 
-def at_boundary(
-    state: TrainState,
-    inputs: Inputs,
-    params: Params,
-    recorder: SilentRecorder,
-    callbacks: CallbackList,
-    stop: StopRequest,
-) -> bool:
-    """Evaluate and save where that is due; whether the loop ends here, which all processes decide together, once."""
-    if is_evaluation_due(params.train, state, inputs.total_steps):
-        evaluate(state, inputs, params, recorder, callbacks, stop)
-    stops = agree_to_stop(inputs.world, stop, state.progress)
-    if state.progress.stop_reason is not None and state.progress.evaluated_step != state.progress.step:
-        evaluate(state, inputs, params, recorder, callbacks, stop)  # where a callback ends the run
-    recorder.save_if_due()
-    return stops or state.progress.step == inputs.total_steps
+def at_boundary(session: Session) -> Ending | None:
+    """Evaluate and save where that is due; how the loop ends, if it ends here."""
+    progress, recorder = session.state.progress, session.recorder
+    if is_evaluation_due(session):
+        evaluate(session)
+    stops, saves = agree(session, recorder.is_due())
+    if progress.stop_reason is not None and progress.evaluated_step != progress.step:
+        evaluate(session)  # where a callback ends the run
+    if saves:
+        recorder.save()
+    if progress.is_complete(session.inputs.total_steps):
+        return Ending(Outcome.COMPLETE)
+    return _stopped(session) if stops else None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # One optimizer step: the mean over its rows, however it is cut into micro-batches and processes.
 
 
-def accumulate(
-    step: Step, state: TrainState, inputs: Inputs, options: TrainParams, parallel: Parallel, forward: nn.Module
-) -> Tensor:
+def accumulate(step: Step, session: Session) -> Tensor:
     """Forward and backward of the step's micro-batches; the gradient is unscaled and clipped then.
 
     Returns:
         The numbers of `Gradient`, float32 (3,), still on their way on the device.
     """
-    device, objective, world = inputs.device, inputs.objective, inputs.world
+    state, objective, compute = session.state, session.inputs.objective, session.inputs.compute
+    parallel, device = state.parallel, compute.device
     weights = [objective.weight(batch["labels"]) for micro_batch, batch in step.mine if micro_batch.counted]
-    weight = world.sum(torch.tensor(sum(weights), dtype=torch.float64)).item()  # on the CPU
+    weight = parallel.sum(torch.tensor(sum(weights), dtype=torch.float64)).item()  # on the CPU
     loss = torch.zeros((), device=device)
     for micro_batch, batch in step.mine:
-        seed_all(options.seed, micro_batch.step, micro_batch.micro_batch)
-        batch = to_device(batch, device)
+        compute.seed_at(micro_batch.step, micro_batch.micro_batch)
+        batch = compute.put(batch)
         labels = batch.pop("labels")
         with parallel.sync(last=micro_batch is step.mine[-1][0]):
-            with autocast(device, options.precision):
-                logits = forward(batch)
+            with compute.autocast():
+                logits = parallel.forward(batch)
             # Rows that are not counted are run because all processes take part in a gradient: they weigh nothing.
             micro_loss = objective.rows(logits, labels).sum() / (weight if micro_batch.counted else math.inf)
             state.scaler.scale(micro_loss).backward()
         loss += micro_loss.detach()
     state.scaler.unscale_(state.optimizer)
     trained = [p for p in state.model.parameters() if p.requires_grad]
-    norm = clip_grad_norm_(trained, options.max_grad_norm or math.inf)
-    return torch.stack([world.sum(loss), norm.to(device), overflow(state.scaler, state.optimizer, device)])
+    norm = clip_grad_norm_(trained, session.params.train.max_grad_norm or math.inf)
+    return torch.stack([parallel.sum(loss), norm.to(device), overflow(state.scaler, state.optimizer, device)])
 
 
-def take_step(
-    gradient: Gradient, step: Step, state: TrainState, inputs: Inputs, options: TrainParams, callbacks: CallbackList
-) -> None:
+def take_step(gradient: Gradient, step: Step, session: Session) -> None:
     """Callbacks, optimizer, schedule, and the row of plots/train.tsv where one is due."""
+    state, callbacks = session.state, session.callbacks
     progress = state.progress
     if not gradient.overflowed:
-        seed_all(options.seed, step.number, AFTER_BACKWARD)
+        session.inputs.compute.seed_at(step.number, AFTER_BACKWARD)
         callbacks.on_pre_optimizer_step()
     learning_rate = state.optimizer.param_groups[0]["lr"]
     state.scaler.step(state.optimizer)
@@ -197,83 +208,76 @@ def take_step(
     state.schedule.after_step(state.ends_epoch, gradient.overflowed)
     progress.count(gradient.loss, rows=len(step.rows))
     callbacks.on_step_end()
-    if progress.step % options.logging_steps == 0 or progress.step == inputs.total_steps:
-        callbacks.on_log(state.log_row(learning_rate, gradient.norm))
+    if progress.step % session.params.train.logging_steps == 0 or progress.step == session.inputs.total_steps:
+        callbacks.on_log(state.close_window(learning_rate, gradient.norm))
 
 
-def agree_to_stop(world: World, stop: StopRequest, progress: Progress) -> bool:
-    """Let a stop signal, or a callback's reason to stop, of any process count for all; whether there is one.
-
-    What arrives later in one process counts when they agree again.
-    """
-    number, stopped = world.maximum(int(stop.signal or 0), int(progress.stop_reason is not None))
+def agree(session: Session, due: bool) -> tuple[bool, bool]:
+    """Whether to stop, as a signal or a callback of any process asks for it, and whether a save is `due` in the main
+    one. The one decision of a turn: what arrives later in a process counts in the next."""
+    stop, progress = session.stop, session.state.progress
+    number, stopped, saves = session.inputs.compute.world.maximum(
+        int(stop.signal or 0), int(progress.stop_reason is not None), int(due)
+    )
     if number and stop.signal is None:
         stop.signal = signal.Signals(number)
     if stopped and progress.stop_reason is None:
         progress.stop_reason = "a callback of another process stopped it"
-    return bool(number or stopped)
+    return bool(number or stopped), bool(saves)
 
 
-def is_evaluation_due(options: TrainParams, state: TrainState, total_steps: int) -> bool:
+def is_evaluation_due(session: Session) -> bool:
     """Whether this step has an evaluation (`train.eval_strategy`, and the last step) that is not done yet."""
+    state, eval_steps = session.state, session.params.train.eval_steps
     step = state.progress.step
-    here = state.ends_epoch if options.eval_steps is None else step % options.eval_steps == 0
-    return (here or step == total_steps) and state.progress.evaluated_step != step
+    here = state.ends_epoch if eval_steps is None else step % eval_steps == 0
+    return (here or step == session.inputs.total_steps) and state.progress.evaluated_step != step
 
 
-def evaluate(
-    state: TrainState,
-    inputs: Inputs,
-    params: Params,
-    recorder: SilentRecorder,
-    callbacks: CallbackList,
-    stop: StopRequest,
-) -> None:
+def evaluate(session: Session) -> None:
     """Score the validation split, write it down, keep the model if it is good, and tell schedule and callbacks. Left
     undone if asked to stop meanwhile: a resumed run does it again. The same in all processes."""
+    state, inputs, stop, world = session.state, session.inputs, session.stop, session.inputs.compute.world
     try:
-        predictions = predict(
-            state.model,
-            inputs.validation_split,
-            inputs.tokenizer,
-            inputs.objective,
-            params.evaluate.eval_batch_size,
-            inputs.device,
-            params.train.precision,
-            params.train.seed,
-            lambda: stop.signal is not None,
-            inputs.world,
-        )
+        predictions = inputs.scorer(state.parallel, lambda: stop.signal is not None)
     except Stopped:
         return
-    scores = predictions.scores(inputs.task, params.evaluate) if inputs.world.is_main else None
-    scores = inputs.world.tell(scores)
-    if inputs.world.is_main and not math.isfinite(scores["loss"]):
+    scores = predictions.scores(inputs.task, session.params.evaluate) if world.is_main else None
+    scores = world.broadcast_object(scores)
+    if world.is_main and not math.isfinite(scores["loss"]):
         print(f"warning: the validation loss of step {state.progress.step} is {scores['loss']}", file=sys.stderr)
     state.record("eval", scores)
     state.schedule.after_evaluation(scores["loss"])
-    recorder.keep_candidate(scores)
+    session.recorder.keep_candidate(scores)
     state.progress.evaluated_step = state.progress.step
-    callbacks.on_evaluate(scores)
+    session.callbacks.on_evaluate(scores)
 
 
 def load_steps(inputs: Inputs, first: int, num_workers: int) -> Iterator[Step]:
     """The steps from number `first` to the last, with this process's share of their batches."""
-    world = inputs.world
+    device, rank, size = inputs.compute.device, inputs.compute.world.rank, inputs.compute.world.size
     plan = [inputs.plan.steps(first, inputs.total_steps) for _ in range(2)]
-    rows = (micro_batch.rows for step in plan[0] for micro_batch in share(step, world.rank, world.size))
-    batches = iter(
-        make_loader(inputs.train_split, rows, inputs.tokenizer, inputs.device, num_workers, ignore_stop_signals)
-    )
+    rows = (micro_batch.rows for step in plan[0] for micro_batch in share(step, rank, size))
+    batches = iter(make_loader(inputs.train_split, rows, inputs.tokenizer, device, num_workers, ignore_stop_signals))
     for step in plan[1]:
-        mine = [(micro_batch, next(batches)) for micro_batch in share(step, world.rank, world.size)]
+        mine = [(micro_batch, next(batches)) for micro_batch in share(step, rank, size)]
         yield Step(step[0].step, [row for micro_batch in step for row in micro_batch.rows], mine)
 
 
-def _non_finite(gradient: Gradient, step: Step) -> NonFiniteLoss:
+def _stopped(session: Session) -> Ending:
+    signal_name = session.stop.signal.name if session.stop.signal else "a signal to another process"
+    return Ending(
+        Outcome.STOPPED,
+        f"stopped by {signal_name} after step {session.state.progress.step}, saved; "
+        "run the same command again to go on",
+    )
+
+
+def _diverged(gradient: Gradient, step: Step) -> Ending:
     shown = ", ".join(map(str, step.rows[:SHOWN_ROWS])) + (", ..." if len(step.rows) > SHOWN_ROWS else "")
-    return NonFiniteLoss(
+    return Ending(
+        Outcome.DIVERGED,
         f"the loss of step {step.number} is {gradient.loss}, its gradient's norm {gradient.norm}; its rows of train "
         f"are {shown}; the state before it is saved: look at the rows, or try a lower train.learning_rate, more "
-        "warmup_steps, max_grad_norm 1.0, or precision fp32"
+        "warmup_steps, max_grad_norm 1.0, or precision fp32",
     )

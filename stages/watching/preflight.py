@@ -10,6 +10,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,25 +18,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stages.batches.collate import make_loader, to_device
-from stages.batches.randomness import seed_all
+from stages.batches.collate import make_loader
 from stages.config.schema import FACTORY, Params, is_custom
 from stages.ground.errors import UserError, quote, user_code
 from stages.modeling.buffers import remember_buffers
 from stages.modeling.build import load_model, save_model
-from stages.modeling.forward import Forward
 from stages.modeling.head import head_of
 from stages.modeling.losses import loss_name
-from stages.modeling.precision import autocast
+from stages.modeling.parallel import Parallel
+from stages.modeling.world import World
 from stages.run import codec
 from stages.run.state import TrainState
-from stages.scoring.predict import Predictions, predict
+from stages.scoring.scorer import Scorer
 from stages.training.loop import Inputs
 
 SHOWN_CHARACTERS = 160
 # What only changes a tensor's shape, type or place in the graph that autograd records.
 PASSED_THROUGH = ("ToCopy", "View", "Reshape", "Squeeze", "Unsqueeze", "Select", "Slice", "Clone", "Alias", "Expand")
-Predict = Callable[[nn.Module], Predictions]
 LABEL_DTYPES = {"classification": torch.int64, "multi_label": torch.float32, "regression": torch.float32}
 
 
@@ -47,7 +46,7 @@ def preflight(state: TrainState, inputs: Inputs, params: Params, say: Callable[[
             finite, labels of the wrong type or range, a softmax or sigmoid that the loss would apply again, nothing to
             train, tensors on several devices, a callback state that no checkpoint can hold, or a metric that fails.
     """
-    model, device, task = state.model, inputs.device, inputs.task
+    model, compute, task = state.model, inputs.compute, inputs.task
     for what, tree in (
         ("train.callbacks", {name: callback.state_dict() for name, callback in state.callbacks.items()}),
         ("train.lr_scheduler_type", state.schedule.scheduler.state_dict()),
@@ -56,20 +55,20 @@ def preflight(state: TrainState, inputs: Inputs, params: Params, say: Callable[[
             codec.split(tree, what)
         except TypeError as error:
             raise UserError(f"{error}, so no checkpoint can hold it") from None
-    _check_devices(model, device)
+    _check_devices(model, compute.device)
     micro_batch = next(itertools.chain.from_iterable(inputs.plan.steps(1, 1)))
-    batch = next(iter(make_loader(inputs.train_split, [micro_batch.rows], inputs.tokenizer, device, 0)))
-    batch = to_device(batch, device)
+    batch = next(iter(make_loader(inputs.train_split, [micro_batch.rows], inputs.tokenizer, compute.device, 0)))
+    batch = compute.put(batch)
     labels = batch.pop("labels")
     head = head_of(task, loss_name(params.train, task))
     _check_labels(labels, task.task, len(task.label_names))
     shapes = ", ".join(f"{name} {_shape(tensor)}" for name, tensor in batch.items())
     with _untouched(model):
-        seed_all(params.train.seed, micro_batch.step, micro_batch.micro_batch)
+        compute.seed_at(micro_batch.step, micro_batch.micro_batch)
         watch = _watch_lost_buffers(model)
         source = f"model.source {quote(params.model.source)}"
-        with user_code(f"{source} fails on the first batch ({shapes})"), autocast(device, params.train.precision):
-            logits = Forward(model)(batch)
+        with user_code(f"{source} fails on the first batch ({shapes})"), compute.autocast():
+            logits = state.parallel.forward(batch)
         watch()
         _check_logits(logits, len(labels), head.outputs, params.model.source)
         _check_activation(logits, head.outputs, is_custom(params.train.loss or ""), say)
@@ -89,7 +88,7 @@ def preflight(state: TrainState, inputs: Inputs, params: Params, say: Callable[[
         with user_code("the first backward pass fails"):
             loss.backward()
         _doubt_gradients(model, say)
-    _check_last_micro_batch(model, inputs, params)
+    _check_last_micro_batch(state, inputs, params)
     say(f"first batch: {shapes}, labels {_shape(labels)}, logits {_shape(logits)}, loss {loss.item():.4f}")
     _doubt_loss(loss.item(), inputs, params, labels, say)
     if inputs.tokenizer is not None:
@@ -114,27 +113,28 @@ def _watch_lost_buffers(model: nn.Module) -> Callable[[], None]:
     return check
 
 
-def _check_last_micro_batch(model: nn.Module, inputs: Inputs, params: Params) -> None:
+def _check_last_micro_batch(state: TrainState, inputs: Inputs, params: Params) -> None:
     """An epoch's last micro-batch may be smaller, down to a row, which BatchNorm for one cannot take."""
     last_step = inputs.plan.steps_per_epoch
     if last_step > inputs.total_steps:
         return
-    micro_batch = next(inputs.plan.steps(last_step, last_step))[-1]
-    loader = make_loader(inputs.train_split, [micro_batch.rows], inputs.tokenizer, inputs.device, 0)
-    batch = to_device(next(iter(loader)), inputs.device)
+    micro_batch, compute = next(inputs.plan.steps(last_step, last_step))[-1], inputs.compute
+    batch = next(iter(make_loader(inputs.train_split, [micro_batch.rows], inputs.tokenizer, compute.device, 0)))
+    batch = compute.put(batch)
     batch.pop("labels")
     advice = "write build_loaders.drop_last: true, or another micro_batch_size, if that is why"
     what = f"model.source {quote(params.model.source)} fails on an epoch's last micro-batch, of {len(micro_batch.rows)}"
-    with _untouched(model), user_code(f"{what} rows ({advice})"), autocast(inputs.device, params.train.precision):
-        seed_all(params.train.seed, micro_batch.step, micro_batch.micro_batch)
-        Forward(model)(batch)
+    with _untouched(state.model), user_code(f"{what} rows ({advice})"), compute.autocast():
+        compute.seed_at(micro_batch.step, micro_batch.micro_batch)
+        state.parallel.forward(batch)
 
 
-def _check_rebuilt(model: nn.Module, expected: NDArray[np.float32], params: Params, run: Predict) -> None:
+def _check_rebuilt(model: nn.Module, expected: NDArray[np.float32], params: Params, scorer: Scorer) -> None:
     """A model of one's own that is saved and built again has to be the same, as that is what is published."""
     with tempfile.TemporaryDirectory() as folder:
         save_model(model, Path(folder), params.model)
-        found = run(load_model(Path(folder), next(model.parameters()).device)).logits
+        rebuilt = load_model(Path(folder), scorer.compute.device)
+    found = scorer(Parallel(rebuilt, scorer.compute)).logits
     if not np.allclose(found, expected, rtol=1e-4, atol=1e-5, equal_nan=True):
         raise UserError(
             f"model.source {quote(params.model.source)}: saved and built again, the model gives other logits, so it "
@@ -258,25 +258,15 @@ def _doubt_loss(loss: float, inputs: Inputs, params: Params, labels: Tensor, say
 
 
 def _check_evaluation(state: TrainState, inputs: Inputs, params: Params, say: Callable[[str], None]) -> None:
-    split, size = inputs.validation_split, params.evaluate.eval_batch_size
+    split, size = inputs.scorer.split, inputs.scorer.batch_size
     rows = np.linspace(0, len(split) - 1, min(size, len(split))).astype(int)  # spread, as splits may be sorted by label
 
-    def run(model: nn.Module) -> Predictions:
-        return predict(
-            model,
-            split.select(rows),
-            inputs.tokenizer,
-            inputs.objective,
-            size,
-            inputs.device,
-            params.train.precision,
-            params.train.seed,
-        )
-
+    # The other processes are not here yet.
+    scorer = replace(inputs.scorer, split=split.select(rows), compute=replace(inputs.compute, world=World()))
     with user_code(f"model.source {quote(params.model.source)} fails in eval mode"):
-        predictions = run(state.model)
+        predictions = scorer(state.parallel)
     if params.model.source.startswith(FACTORY):
-        _check_rebuilt(state.model, predictions.logits, params, run)
+        _check_rebuilt(state.model, predictions.logits, params, scorer)
     try:
         predictions.scores(inputs.task, params.evaluate)
     except UserError as error:
