@@ -19,7 +19,7 @@ test: setup  ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadscope
 
 demo: setup  ## start, kill -9, run again, compare hashes
-	tests/kill_demo.sh
+	tools/kill_demo.sh
 
 NAME ?= digits
 example: setup  ## NAME=digits (or regression, multi_label): run an example in examples/build/
@@ -28,7 +28,7 @@ example: setup  ## NAME=digits (or regression, multi_label): run an example in e
 KILLS ?= 100
 SEED ?= 0
 storm: setup  ## KILLS=100 SEED=0: kill whole runs at random times and compare every byte
-	$(BIN)/python tests/storm.py --kills $(KILLS) --seed $(SEED)
+	$(BIN)/python tools/storm.py --kills $(KILLS) --seed $(SEED)
 
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -15,12 +15,12 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
-from conftest import ROOT, WORDS, Project
 from transformers import AutoTokenizer
 
 from stages import tokenize as stage
 from stages.batches import tokenized as store
 from stages.ground.errors import UserError, run_stage
+from tests.support.project import ROOT, WORDS, Project
 
 ROWS = [(f"{word} the cat", "ab"[n % 2]) for n, word in enumerate(WORDS)]
 

@@ -1,0 +1,1 @@
+"""Tests mirror the house: a folder for each room, `promises/` for what is about the whole, `support/` for helpers."""

@@ -1,0 +1,215 @@
+"""Several processes: the same rows in the same steps, the same bits at equal number, and any of them may be killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.support.project import Checkout
+from tests.support.train_stage import SAVES, TRAIN_OUTS, executed_steps, train
+
+# Three micro-batches in an epoch's last step, of which there are two: fewer than four processes.
+SHAPE: dict[str, dict[str, Any]] = {
+    "build_loaders": {"batch_size": 8, "micro_batch_size": 2},
+    "train": {"num_train_epochs": 2, "eval_strategy": "steps", "eval_steps": 8, "class_weights": "balanced"},
+}
+
+
+def launcher(processes: int) -> str:
+    return f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node={processes}"
+
+
+def several(prepared: Callable[..., Checkout], processes: int, **train_params: Any) -> Checkout:
+    return prepared({**SHAPE, "train": {**SHAPE["train"], **train_params, "launcher": launcher(processes)}})
+
+
+def start(checkout: Checkout) -> subprocess.Popen[str]:
+    return checkout.start(sys.executable, "-m", "stages.launch")
+
+
+def finish(checkout: Checkout, code: int | None = 0) -> str:
+    return checkout.run(sys.executable, "-m", "stages.launch", code=code)
+
+
+def workers(launched: subprocess.Popen[str]) -> list[int]:
+    """The pids of the training processes, main's first."""
+    found = subprocess.run(["pgrep", "-P", str(launched.pid)], capture_output=True, text=True, check=False)
+    ranks = {}
+    for pid in found.stdout.split():
+        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        ranks.update({int(entry[5:]): int(pid) for entry in environment if entry.startswith(b"RANK=")})
+    return [ranks[rank] for rank in sorted(ranks)]
+
+
+def wait_for_step(checkout: Checkout, process: subprocess.Popen[str], known: set[Path]) -> None:
+    deadline = time.monotonic() + 120
+    while not set(checkout.folder.glob("runs/*/checkpoints/step-*")) - known:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def weights(checkout: Checkout) -> dict[str, torch.Tensor]:
+    best = json.loads((checkout.folder / "metrics/train.json").read_text())["best_step"]
+    return load_file(checkout.folder / f"models/candidates/step-{best:08d}/model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def one_process(prepared: Callable[..., Checkout]) -> Checkout:
+    checkout = prepared(SHAPE)
+    train(checkout)
+    return checkout
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_any_number_of_processes_gives_the_same_up_to_summation_order(
+    prepared: Callable[..., Checkout], one_process: Checkout, processes: int
+) -> None:
+    checkout = several(prepared, processes)
+    assert f", {processes} processes" in finish(checkout)
+    ours, theirs = weights(checkout), weights(one_process)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], atol=2e-5, rtol=1e-4, msg=name)
+    tables = [(folder / "plots/eval.tsv").read_text().splitlines() for folder in (checkout.folder, one_process.folder)]
+    for mine, other in zip(*tables, strict=True):
+        # The metrics of the small validation split are equal, as every row is in them once; the loss nearly.
+        assert mine.split("\t")[3:] == other.split("\t")[3:]
+        assert mine.split("\t")[:2] == other.split("\t")[:2]
+
+
+def test_killing_any_process_takes_the_job_down_and_the_next_start_goes_on_to_the_same_bytes(
+    prepared: Callable[..., Checkout],
+) -> None:
+    settings = {"num_train_epochs": 12, "eval_steps": 20, "precision": "bf16", **SAVES}
+    reference, killed = several(prepared, 2, **settings), several(prepared, 2, **settings)
+    finish(reference)
+    generator = random.Random(0)
+    for victim in (0, 1):
+        known = set(killed.folder.glob("runs/*/checkpoints/step-*"))
+        process = start(killed)
+        wait_for_step(killed, process, known)
+        time.sleep(generator.uniform(0, 0.3))
+        os.kill(workers(process)[victim], signal.SIGKILL)
+        process.communicate(timeout=90)
+        assert process.returncode != 0
+        assert not (killed.folder / "models").exists()
+    finish(killed)
+    steps = executed_steps(killed)
+    assert steps[0] == 0
+    assert 0 < steps[1] <= steps[2]
+    assert killed.digests(*TRAIN_OUTS) == reference.digests(*TRAIN_OUTS)
+
+
+def test_stop_signal_to_the_launcher_saves_and_another_number_of_processes_goes_on(
+    prepared: Callable[..., Checkout], one_process: Checkout
+) -> None:
+    checkout = several(prepared, 2, num_train_epochs=12, save_strategy="time", save_steps=None, save_seconds=1)
+    process = start(checkout)
+    wait_for_step(checkout, process, set())
+    process.terminate()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "stopped by SIGTERM after step" in output
+    stopped = next(event["step"] for event in checkout.log() if event["event"] == "stopped")
+    params = json.loads((checkout.folder / "params.yaml").read_text())
+    params["train"]["launcher"] = "auto"
+    (checkout.folder / "params.yaml").write_text(json.dumps(params))
+    output = train(checkout)
+    assert f"going on after step {stopped}" in output
+    assert "warning: the environment changed (world_size: 2 -> 1)" in output
+    assert json.loads((checkout.folder / "metrics/train.json").read_text())["environments"] == 2
+    alone = prepared({**SHAPE, "train": {**SHAPE["train"], "num_train_epochs": 12}})
+    train(alone)
+    for name, tensor in weights(checkout).items():
+        torch.testing.assert_close(tensor, weights(alone)[name], atol=1e-3, rtol=1e-2, msg=name)
+
+
+def test_more_processes_than_micro_batches_a_step_is_one_line(prepared: Callable[..., Checkout]) -> None:
+    checkout = prepared({"build_loaders": {"batch_size": 8, "micro_batch_size": 8}, "train": {"launcher": launcher(2)}})
+    begin = time.monotonic()
+    output = finish(checkout, code=None)
+    assert time.monotonic() - begin < 60
+    errors = [line for line in output.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert "a step has 1 micro-batches" in errors[0]
+    assert not list(checkout.folder.glob("runs/*/checkpoints/step-*"))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"source": "factory:stages.custom.own:build_mlp"},  # returns a dict, has running statistics
+        {"source": "factory:stages.custom.own:build_flawed", "kwargs": {"flaw": "object"}},
+    ],
+)
+def test_model_of_ones_own_gives_the_same_bytes_twice_in_two_processes(
+    prepared: Callable[..., Checkout], model: dict[str, Any]
+) -> None:
+    params: dict[str, dict[str, Any]] = {
+        "data": {"text_columns": [], "feature_columns": ["x*"]},
+        "model": model,
+        "build_loaders": {"bucketing": "none", "batch_size": 8, "micro_batch_size": 4},
+        "train": {"launcher": launcher(2), "num_train_epochs": 1},
+    }
+    first, second = prepared(params), prepared(params)
+    finish(first)
+    finish(second)
+    assert first.digests(*TRAIN_OUTS) == second.digests(*TRAIN_OUTS)
+
+
+def test_signal_to_one_process_between_steps_stops_all_with_the_state_saved(prepared: Callable[..., Checkout]) -> None:
+    checkout = several(prepared, 2, callbacks=[{"class": "stages.custom.own:SignalsRank1"}])
+    output = checkout.run(sys.executable, "-m", "stages.launch", code=None, SIGNAL_AT="5")
+    assert "stopped by SIGTERM after step 5, saved" in output
+    assert "/stages/" not in output, "a traceback of ours"
+    assert "another process" not in output, "they did not leave together"
+    finish(checkout)
+    assert executed_steps(checkout) == [0, 5]
+
+
+def test_signal_to_one_process_in_an_evaluation_stops_all_and_it_is_done_again(
+    prepared: Callable[..., Checkout], tmp_path: Path
+) -> None:
+    loss = {"loss": "stages.custom.own:signals_rank_1", "class_weights": None, "launcher": launcher(2)}
+    params = {**SHAPE, "train": {**SHAPE["train"], **loss}, "evaluate": {"eval_batch_size": 4}}
+    checkout, reference = prepared(params), prepared(params)
+    # The look before training is main's alone, so the first evaluation of the second process is that of step 8.
+    output = checkout.run(sys.executable, "-m", "stages.launch", code=None, SIGNAL_FILE=str(tmp_path / "once"))
+    assert "stopped by SIGTERM after step 8, saved" in output
+    assert "/stages/" not in output, "a traceback of ours"
+    assert "another process" not in output, "they did not leave together"
+    finish(checkout)
+    finish(reference)
+    assert executed_steps(checkout) == [0, 8]
+    assert checkout.digests(*TRAIN_OUTS) == reference.digests(*TRAIN_OUTS)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_launcher_that_ends_at_the_start_leaves_no_process_behind(
+    prepared: Callable[..., Checkout], number: signal.Signals
+) -> None:
+    checkout = several(prepared, 2, num_train_epochs=60, save_strategy="time", save_steps=None)
+    process = start(checkout)
+    while not list(checkout.folder.glob("runs/*/lock")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    pids = workers(process)
+    begin = time.monotonic()
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() - begin < 25, "a worker outlived its launcher"
+        time.sleep(0.1)

@@ -1,0 +1,206 @@
+"""Projects in temporary folders, with a model and data small enough to train in a second.
+
+`Project` is a folder with a params.yaml, to call a stage's parts in; `Checkout` a real repository with DVC.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stages.config.read import read_yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+SENTENCE = "the cat sat on a mat and sang in the good red tree dog ran under blue bird is not bad was fine"
+WORDS = list(dict.fromkeys(SENTENCE.split()))
+PYTHON_BIN = str(Path(sys.executable).parent)
+# What a kill must never change.
+OUTS = ("data/tokenized", "data/loaders", "data/predictions", "models", "metrics", "plots", "report.html", "dvc.lock")
+
+
+@dataclass
+class Project:
+    """A folder with a params.yaml: the repository's own, changed in `overrides` ({section: {key: value}})."""
+
+    folder: Path
+    overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def write_params(self, **sections: Mapping[str, Any]) -> None:
+        params = read_yaml(ROOT / "params.yaml")
+        for changes in (self.overrides, sections):
+            for section, values in changes.items():
+                params[section].update(values)
+        # JSON is YAML.
+        deps = [source for source in (params["model"]["source"], params["tokenize"]["tokenizer"]) if source]
+        stages = {name: {"cmd": f"exec python -m stages.{name}"} for name in ("tokenize", "build_loaders")}
+        dvc = {"stages": {**stages, "tokenize": {**stages["tokenize"], "deps": deps}}}
+        (self.folder / "dvc.yaml").write_text(json.dumps(dvc), encoding="utf-8")
+        (self.folder / "params.yaml").write_text(json.dumps(params), encoding="utf-8")
+
+    def write_task_params(self, task: str, **sections: Mapping[str, Any]) -> None:
+        """`write_params` for `data.task`, with metrics that it has."""
+        metric = {"classification": "accuracy", "multi_label": "f1_micro", "regression": "mse"}[task]
+        merged: dict[str, dict[str, Any]] = {
+            **{section: dict(values) for section, values in sections.items()},
+            "data": {"task": task, **sections.get("data", {})},
+            "evaluate": {"metrics": [metric], "metric_for_best_model": metric},
+        }
+        if merged["data"].get("feature_columns"):
+            merged["data"]["text_columns"] = []
+            merged["model"] = {"source": "factory:my_models:make"}
+            merged["build_loaders"] = {"bucketing": "none"}
+        self.write_params(**merged)
+
+    def write(self, name: str, content: str | bytes) -> Path:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        return path
+
+
+class Checkout:
+    """A copy of the project in `folder`; `params` are {section: {key: value}} on top of small defaults."""
+
+    def __init__(self, folder: Path, tiny_model: Path, params: dict[str, dict[str, Any]]) -> None:
+        self.folder = folder
+        self._tiny_model = tiny_model
+        folder.mkdir(parents=True)
+        shutil.copytree(ROOT / "stages", folder / "stages", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(Path(__file__).parent / "user_code.py", folder / "stages/custom/own.py")
+        for name in ("dvc.yaml", ".gitignore", ".dvcignore"):
+            shutil.copy(ROOT / name, folder)
+        shutil.copytree(tiny_model, folder / "tiny")
+        self.set_params(params)
+        text = (folder / "dvc.yaml").read_text()
+        for stage in ("tokenize", "train"):
+            text = text.replace(f"exec python -m stages.{'launch' if stage == 'train' else stage}\n    deps:\n", "{}")
+            text = text.replace(
+                "{}", f"exec python -m stages.{'launch' if stage == 'train' else stage}\n    deps:\n      - tiny\n"
+            )
+        (folder / "dvc.yaml").write_text(text)
+        for split, rows in (("train", 84), ("validation", 20), ("test", 20)):
+            self.write_split(split, rows)
+        self.env = {
+            **os.environ,
+            "PATH": os.pathsep.join([PYTHON_BIN, os.environ["PATH"]]),
+            "DVC_SITE_CACHE_DIR": str(folder.parent / f"{folder.name}-site-cache"),
+            "DVC_NO_ANALYTICS": "1",
+            "OMP_NUM_THREADS": "1",
+            "GIT_AUTHOR_NAME": "t",
+            "GIT_AUTHOR_EMAIL": "t@t",
+            "GIT_COMMITTER_NAME": "t",
+            "GIT_COMMITTER_EMAIL": "t@t",
+        }
+        self.run("git", "init", "-q")
+        self.run("dvc", "init", "-q")
+        self.run("dvc", "config", "core.analytics", "false")
+        self.run("dvc", "config", "cache.type", "copy")
+        self.commit("start")
+
+    def set_params(self, changes: dict[str, dict[str, Any]]) -> None:
+        """Write params.yaml: the repository's, small, with `changes` on top."""
+        params = read_yaml(ROOT / "params.yaml")
+        small: dict[str, dict[str, Any]] = {
+            "model": {"source": "tiny"},
+            "tokenize": {"max_length": 24},
+            "build_loaders": {"batch_size": 8, "micro_batch_size": 4},
+            "train": {"num_train_epochs": 2, "logging_steps": 3},
+        }
+        for source in (small, changes):
+            for section, values in source.items():
+                params[section].update(values)
+        (self.folder / "params.yaml").write_text(json.dumps(params, indent=1))
+        # A user does this by hand, told by tokenize.
+        made_by = "features.json" if params["data"]["feature_columns"] else "tokenizer"
+        dvc = self.folder / "dvc.yaml"
+        dvc.write_text(
+            re.sub(r"data/tokenized/(tokenizer|features.json)\n", f"data/tokenized/{made_by}\n", dvc.read_text())
+        )
+
+    def write_split(self, split: str, rows: int) -> None:
+        """Pairs of random words and three numbers; the label, by task, is whether, how or how much they are equal."""
+        generator = random.Random(f"{split}{rows}")
+        task = json.loads((self.folder / "params.yaml").read_text())["data"]["task"]
+        path = self.folder / f"data/sample/{split}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["sentence1", "sentence2", "x0", "x1", "x2", "label"])
+            for number in range(rows):
+                words = generator.choices(WORDS, k=generator.randint(2, 7))
+                equal = number % 5 < 3
+                other = words[::-1] if equal else generator.choices(WORDS, k=4)
+                label = {
+                    "classification": "equivalent" if equal else "different",
+                    "multi_label": ",".join(["equivalent"] * equal + ["long"] * (len(words) > 4)),
+                    "regression": f"{len(set(words) & set(other)) / len(set(words)):.3f}",
+                }[task]
+                numbers = [f"{generator.gauss(equal, 1):.4f}", number % 7, -len(words)]
+                writer.writerow([" ".join(words), " ".join(other), *numbers, label])
+
+    def commit(self, message: str) -> None:
+        self.run("git", "add", "-A")
+        self.run("git", "commit", "-q", "-m", message)
+
+    def start(self, *command: str, **env: str) -> subprocess.Popen[str]:
+        """Start a command in a session of its own, output to a pipe."""
+        return subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=self.env | env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, *command: str, code: int | None = 0, **env: str) -> str:
+        """Run a command to its end; its output. `code`: the exit code it must have (None: any)."""
+        process = self.start(*command, **env)
+        output, _ = process.communicate(timeout=300)
+        assert code is None or process.returncode == code, f"{command} ended with {process.returncode}:\n{output}"
+        return output
+
+    def repro(self, *arguments: str, code: int | None = 0, **env: str) -> str:
+        return self.run(sys.executable, "-m", "stages", "repro", *arguments, code=code, **env)
+
+    def digests(self, *paths: str) -> dict[str, str]:
+        """sha256 of every file below `paths` (all outs and dvc.lock if none are given)."""
+        found: dict[str, str] = {}
+        for name in paths or OUTS:
+            path = self.folder / name
+            for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+                if file.is_file() and file.name != ".gitignore":
+                    found[str(file.relative_to(self.folder))] = hashlib.sha256(file.read_bytes()).hexdigest()
+        return found
+
+    def runs(self) -> list[Path]:
+        return sorted((self.folder / "runs").glob("*/"))
+
+    def log(self) -> list[dict[str, Any]]:
+        """The events of the only run."""
+        (run,) = self.runs()
+        return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines() if line.startswith("{")]
+
+
+def kill_group(process: subprocess.Popen[str], number: int = signal.SIGKILL) -> str:
+    """Signal the whole session of `process` and wait for it; its output."""
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        time.sleep(0)
+    output, _ = process.communicate(timeout=120)
+    return output
