@@ -169,7 +169,7 @@ class RunFolder:
         return total
 
     def withdraw_finished(self) -> None:
-        """Its end does not count any more: the state that it spoke of is gone, and it trains again."""
+        """Withdraw finished.json, if there is one: the state that it spoke of is gone, and the run trains again."""
         (self.path / "finished.json").unlink(missing_ok=True)
 
     def finish(self) -> None:
