@@ -36,9 +36,10 @@ class Parallel:
             device = self._compute.device
             # find_unused_parameters: a model may leave some unused; it also keeps DDP from laying out its buckets
             # anew after the first step, which would change the order of sums after a resume.
-            self._ddp = module = DistributedDataParallel(
+            self._ddp = DistributedDataParallel(
                 module, device_ids=[device] if device.type == "cuda" else None, find_unused_parameters=True
             )
+            module = self._ddp
             self._ddp.register_comm_hook(None, lambda _, bucket: _sum_gradients(bucket))
         self._training = compiled(module) if self._compile else module
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import datasets
 import torch
+from stages.scoring.predict import predict
 from torch import nn
 
 from stages.batches.tokenized import Task
 from stages.config.read import read_yaml
 from stages.config.schema import TrainParams
 from stages.modeling.losses import make_objective
-from stages.scoring.predict import predict
 from tests.support.project import ROOT
 from tests.support.user_code import Sampling
 
