@@ -16,7 +16,7 @@ from typing import Protocol
 
 from stages.ground import disk
 from stages.ground.places import step_name, steps_in
-from stages.keeping.sealed import MANIFEST, FileRecord, SaveError, manifest_hash, seal, verify
+from stages.keeping.sealed import FileRecord, SaveError, manifest_hash, seal, verify
 
 DAMAGED = "damaged-"
 
@@ -121,9 +121,11 @@ class DiskStore:
 
     def names(self, stage: str, identity: str, kind: str) -> list[str]:
         try:
-            return [path.name for path in (self._root / identity / kind).iterdir() if (path / MANIFEST).exists()]
+            found = [path.name for path in (self._root / identity / kind).iterdir() if path.is_dir()]
         except OSError:
             return []
+        # One that has lost its mark is damaged, and whoever reads it says so.
+        return [name for name in found if not name.startswith((".", DAMAGED))]
 
     def fingerprint(self, key: Key) -> str:
         return manifest_hash(self._path(key))

@@ -25,7 +25,7 @@ class Parallel:
         self.model = model
         self._compute, self._compile = compute, compile
         self._plain: nn.Module = Forward(model)
-        self._training = self._plain
+        self._training: nn.Module = self._plain
         self._ddp: DistributedDataParallel | None = None
 
     def start(self) -> None:

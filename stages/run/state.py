@@ -71,6 +71,7 @@ class Candidate:
     files: dict[PlainName, FileRecord]
 
 
+@pydantic.with_config(pydantic.ConfigDict(extra="forbid"))
 @dataclass
 class Progress:
     """Where the run is, in plain numbers. Steps are optimizer steps that are done."""

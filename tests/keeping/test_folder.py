@@ -27,6 +27,7 @@ from stages.keeping.folder import (
 from stages.keeping.identity import Identity
 from stages.keeping.lock import Lock
 from stages.keeping.sealed import FORMAT, DamagedError, seal, verify
+from stages.keeping.store import Key
 from tests.support.project import ROOT
 
 
@@ -46,14 +47,17 @@ def make_run(
     run.enter(identity)
     run.lock.release()
     for step in steps:
-        checkpoint = run.checkpoints / f"step-{step:08d}"
-        checkpoint.mkdir(parents=True)
-        (checkpoint / "state.json").write_text("x" * size)
-        seal(checkpoint, identity=run.id, step=step)
+        write(run, run.checkpoints.key(step), size)
     if finished:
-        run.finish()
+        write(run, run.result, 0)
     os.utime(run.lock.path, (number, number))
     return run
+
+
+def write(run: RunFolder, key: Key, size: int) -> None:
+    run.store.begin(key, size)
+    run.store.put(key, lambda folder: (folder / "progress.json").write_text("x" * size))
+    run.store.commit(key)
 
 
 def age(run: RunFolder, number: object) -> None:
@@ -226,12 +230,13 @@ def test_other_format_is_listed_as_such_never_read_and_never_removed_unasked(
 
 
 def test_sealed_folder_of_another_format_does_not_verify(tmp_path: Path) -> None:
-    seal(tmp_path, step=1)
-    verify(tmp_path, step=1)
+    (tmp_path / "a").write_text("")
+    seal(tmp_path, {"name": "1"})
+    verify(tmp_path, {"name": "1"})
     manifest = tmp_path / "manifest.json"
     manifest.write_text(manifest.read_text().replace(f'"format": {FORMAT}', '"format": 1'))
-    with pytest.raises(DamagedError, match="format is 1, expected 2"):
-        verify(tmp_path, step=1)
+    with pytest.raises(DamagedError, match=f"format is 1, expected {FORMAT}"):
+        verify(tmp_path, {"name": "1"})
 
 
 def test_bare_run_is_refused_with_the_line_to_write() -> None:
@@ -262,7 +267,7 @@ def test_source_is_spared_until_the_run_that_starts_from_it_has_a_checkpoint_of_
     keep_within_limit(newest, said.append)
     assert source.path.exists()
     assert "another run starts from it" in said[0]
-    (follower.checkpoints / "step-00000005").mkdir(parents=True)
+    write(follower, follower.checkpoints.key(5), 0)
     prune([source], said.append)
     assert not source.path.exists()
 

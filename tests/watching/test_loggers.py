@@ -46,16 +46,14 @@ Shown = dict[str, list[tuple[int, float]]]
 
 def train(name: str, folder: Path, kill_at: int | None = None, begun: Callable[[], object] = lambda: None) -> None:
     """Log every second step, evaluate every fourth, save every fifth."""
-    histories = {kind: History(folder / "history" / f"{kind}.tsv", columns) for kind, columns in COLUMNS.items()}
-    saved: dict[str, Any] = {"step": 0, "evaluated": 0, "positions": {}}
+    histories = {kind: History(columns) for kind, columns in COLUMNS.items()}
+    saved: dict[str, Any] = {"step": 0, "evaluated": 0, "histories": {}}
     checkpoint = folder / "checkpoint.json"
     if checkpoint.exists():
         saved = json.loads(checkpoint.read_text())
     for kind, history in histories.items():
-        if kind in saved["positions"]:
-            history.load_state_dict(saved["positions"][kind])
-        else:
-            history.begin()
+        if kind in saved["histories"]:
+            history.load_state_dict(saved["histories"][kind])
     state: Any = SimpleNamespace(histories=histories, progress=SimpleNamespace(step=saved["step"]))
     state.epoch = saved["step"] / 10
     evaluated = saved["evaluated"]
@@ -73,8 +71,8 @@ def train(name: str, folder: Path, kill_at: int | None = None, begun: Callable[[
             logger.on_evaluate(state, scores)
             evaluated = step
         if step % 5 == 0:
-            positions = {kind: history.state_dict() for kind, history in histories.items()}
-            write_text(checkpoint, json.dumps({"step": step, "evaluated": evaluated, "positions": positions}))
+            tables = {kind: history.state_dict() for kind, history in histories.items()}
+            write_text(checkpoint, json.dumps({"step": step, "evaluated": evaluated, "histories": tables}))
         if step == STEPS:
             break
         time.sleep(0.01)
@@ -89,6 +87,8 @@ def train(name: str, folder: Path, kill_at: int | None = None, begun: Callable[[
             histories["train"].append(step=step, epoch=state.epoch, **row)
             logger.on_log(state, row)
     logger.on_train_end(state)
+    for kind, history in histories.items():
+        write_text(folder / "history" / f"{kind}.tsv", history.text())
 
 
 def kill_before(logger: Any, count: int) -> None:
