@@ -121,6 +121,7 @@ def finished_result(run: RunFolder, candidates: Candidates) -> Result | None:
     except DamagedError:
         run.store.remove(run.result)  # what that costs is said where it is looked for
         return None
+    run.log("start", step=result.record["steps"])
     say(f"run {run.id} is complete since step {result.record['steps']}: publishing it, nothing to train")
     return result
 
@@ -166,7 +167,7 @@ def train_to_the_end(
         return result
     compute.world.leave()
     if ending.outcome is Outcome.STOPPED:
-        run.log("stopped", step=state.progress.step, reason=ending.line)
+        run.log("stopped", step=state.progress.step, signal=stop.signal.name if stop.signal else None)
         ignore_stop_signals()  # a repeat would end the interpreter on its way out, with another exit code
         say(ending.line)
         sys.exit(ending.outcome)

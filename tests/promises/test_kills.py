@@ -23,6 +23,7 @@ from typing import Any
 
 import pytest
 
+from stages.ground.disk import remove
 from stages.keeping.folder import RunFolder
 from tests.support.project import ROOT, Checkout
 from tests.support.train_stage import (
@@ -198,7 +199,7 @@ def test_other_parameters_get_a_run_of_their_own_and_the_first_goes_on(prepared:
     other = {**params, "train": {**params["train"], "learning_rate": 1e-3}}
     (checkout.folder / "params.yaml").write_text(json.dumps(other))
     output = train(checkout)
-    (first,) = [run for run in checkout.runs() if not (run / "finished.json").exists()]
+    (first,) = [run for run in checkout.runs() if not (run / "result/final").exists()]
     assert f"differs from run {first.name} in train.learning_rate: 0.0001 -> 0.001" in output
     assert re.search(rf"train.init_from_run: {first.name}/step-00000006@[0-9a-f]{{8}}\n", output)
     (checkout.folder / "params.yaml").write_text(json.dumps(params))
@@ -264,22 +265,71 @@ def test_other_library_version_goes_on_and_is_counted(prepared: Callable[..., Ch
     assert json.loads((checkout.folder / "metrics/train.json").read_text())["environments"] == 2
 
 
-@pytest.mark.parametrize("place", ["checkpoints", "candidates", "history"])
-def test_damage_anywhere_in_the_newest_state_costs_one_checkpoint_at_most(
-    prepared: Callable[..., Checkout], place: str
+def flip_a_bit(checkout: Checkout, pattern: str) -> Path:
+    """In the newest file of the run that matches."""
+    (run,) = checkout.runs()
+    path = max(run.glob(pattern))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 4
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("pattern", "said", "step"),
+    [
+        ("checkpoints/step-*/model.safetensors", "checkpoint of step 15 is damaged and was set aside", 12),
+        ("checkpoints/step-*/history.json", "checkpoint of step 15 is damaged and was set aside", 12),
+        # All checkpoints name it.
+        ("candidates/step-*/model.safetensors", "training again from step 0 of the 15 that were done", 0),
+    ],
+)
+def test_damage_in_a_killed_run_costs_the_damaged_file_alone(
+    prepared: Callable[..., Checkout], pattern: str, said: str, step: int
 ) -> None:
     checkout, reference = prepared({}), prepared({})
     train(reference)
     assert die_at(checkout, LATE) == -signal.SIGKILL
-    (run,) = checkout.runs()
-    newest = max(path for path in (run / place).rglob("*") if path.is_file() and not path.name.startswith("."))
-    content = bytearray(newest.read_bytes())
-    content[len(content) // 3] ^= 4
-    newest.write_bytes(content)
+    damaged = flip_a_bit(checkout, pattern)
     output = train(checkout)
-    assert "is damaged and was set aside" in output
-    assert newest.name in output
+    assert said in output
+    assert damaged.name in output
+    assert executed_steps(checkout) == [0, step]
     assert checkout.digests(*TRAIN_OUTS) == reference.digests(*TRAIN_OUTS)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "said", "step"),
+    [
+        ("checkpoints/step-*/optimizer.safetensors", "publishing it, nothing to train", 22),
+        ("result/final/train.tsv", "the result of run", 22),
+        ("candidates/step-*/model.safetensors", "training again from step 0 of the 22 that were done", 0),
+    ],
+)
+def test_damage_in_a_finished_run_never_reaches_what_is_published(
+    prepared: Callable[..., Checkout], pattern: str, said: str, step: int
+) -> None:
+    checkout = prepared({})
+    train(checkout)
+    expected = checkout.digests(*TRAIN_OUTS)
+    flip_a_bit(checkout, pattern)
+    for out in ("models", "plots", "metrics/train.json"):
+        remove(checkout.folder / out)
+    assert said in train(checkout)
+    assert executed_steps(checkout) == [0, step]
+    assert checkout.digests(*TRAIN_OUTS) == expected
+
+
+def test_finished_run_keeps_one_checkpoint_and_what_publishing_needs(prepared: Callable[..., Checkout]) -> None:
+    checkout = prepared({})
+    train(checkout)
+    (run,) = checkout.runs()
+    assert saved_steps(checkout) == [22]
+    shutil.rmtree(run / "checkpoints")
+    expected = checkout.digests(*TRAIN_OUTS)
+    remove(checkout.folder / "models")
+    assert "nothing to train" in train(checkout)
+    assert checkout.digests(*TRAIN_OUTS) == expected
 
 
 def test_full_disk_keeps_the_last_good_state_and_names_the_bytes(prepared: Callable[..., Checkout]) -> None:
