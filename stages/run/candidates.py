@@ -12,7 +12,7 @@ from torch import nn
 from stages.config.schema import Params
 from stages.ground import disk
 from stages.ground.places import step_name
-from stages.keeping.dvc_cache import find_in_dvc_cache
+from stages.run.dvc_cache import find_in_dvc_cache
 from stages.keeping.sealed import DamagedError, FileRecord
 from stages.keeping.store import Shelf
 from stages.modeling.build import save_model

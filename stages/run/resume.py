@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+
 from stages.config.schema import Params
 from stages.ground.errors import UserError
 from stages.keeping import environment
@@ -79,24 +81,29 @@ class Resumer:
             try:
                 saved = self.checkpoints.read(step)
                 damaged = self._damaged(saved_progress(saved).candidates)
-                if damaged:
-                    # It is whole, but leads to a result without the model that it names.
-                    lost |= damaged
-                    self.run.checkpoints.invalidate(step)
-                    continue
-                state = build()
+            except DamagedError as error:
+                self._set_aside_checkpoint(step, str(error))
+                continue
+            if damaged:
+                # It is whole, but leads to a result without the model that it names.
+                lost |= damaged
+                self.run.checkpoints.invalidate(step)
+                continue
+            state = build()
+            try:
                 state.load_state_dict(saved)
-            except (DamagedError, *MISFITS) as error:
-                self._set_aside_checkpoint(step, error)
+            except torch.OutOfMemoryError:
+                raise  # no fault of what is loaded
+            except MISFITS as error:
+                self._set_aside_checkpoint(step, f"it cannot be loaded, {type(error).__name__}: {error}")
                 continue
             self._set_aside_candidates(lost, steps[0], step)
             return state
         self._set_aside_candidates(lost, max(steps, default=0), 0)
         return None
 
-    def _set_aside_checkpoint(self, step: int, error: Exception) -> None:
-        kind = "" if isinstance(error, DamagedError) else f"it cannot be loaded, {type(error).__name__}: "
-        reason = kind + " ".join(str(error).split())[:500]
+    def _set_aside_checkpoint(self, step: int, reason: str) -> None:
+        reason = " ".join(reason.split())[:500]
         self.run.checkpoints.invalidate(step)
         self.run.log("damaged checkpoint", step=step, reason=reason)
         self.say(f"checkpoint of step {step} is damaged and was set aside: {reason}")

@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 from typing_extensions import TypedDict
 
+from stages.ground.errors import user_code
 from stages.keeping.sealed import DamagedError, FileRecord
 from stages.modeling.parallel import Parallel
 from stages.modeling.world import World
@@ -44,8 +45,8 @@ class Schedule(Protocol):
 
 
 class Parts:
-    """Several parts as one. A part that the saved state does not know (that of another run, `train.init_from_run`) is
-    left as it is."""
+    """Several parts as one, which may be the user's code. A part that the saved state does not know (that of another
+    run, `train.init_from_run`) is left as it is."""
 
     def __init__(self, parts: Mapping[str, Stateful]) -> None:
         self._parts = parts
@@ -55,7 +56,8 @@ class Parts:
 
     def load_state_dict(self, state: dict[str, Tree]) -> None:
         for name in self._parts.keys() & state.keys():
-            self._parts[name].load_state_dict(state[name])
+            with user_code(f"{type(self._parts[name]).__name__}.load_state_dict"):
+                self._parts[name].load_state_dict(state[name])
 
 
 # Of a file directly in a folder, and of none elsewhere.

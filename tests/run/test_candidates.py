@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.keeping import dvc_cache
+from stages.run import dvc_cache
 from stages.keeping.sealed import MANIFEST, DamagedError, FileRecord
 from stages.run import candidates as module
 from stages.run.candidates import Candidates

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from stages.ground.errors import UserError
 from stages.keeping.identity import Identity
 from stages.keeping.sealed import MANIFEST
 from stages.modeling.compute import Compute
@@ -132,6 +134,27 @@ def test_checkpoint_that_verifies_but_cannot_be_loaded_leaves_nothing_of_itself(
     assert "checkpoint of step 12 is damaged and was set aside: it cannot be loaded" in said[0]
     assert resumed.progress.step == 9
     assert torch.equal(resumed.model.state_dict()["weight"], fresh(9)["weight"])
+
+
+class Forgetful:
+    """A callback whose author made a mistake."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": 1}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        raise KeyError("counts")
+
+
+def test_mistake_in_a_callback_is_told_and_costs_no_checkpoint(killed: Path) -> None:
+    run, params = make_run(killed), make_params()
+    state = make_state()
+    state.callbacks = {"0 own:Forgetful": Forgetful()}
+    Checkpoints(run.checkpoints).write(Snapshot.of(12, state.state_dict()))
+    resumer = Resumer(run, Identity("train", {}), Candidates(run.candidates, params), params, Compute(CPU), print)
+    with pytest.raises(UserError, match=r"Forgetful.load_state_dict: KeyError: 'counts'"):
+        resumer.resume(lambda: replace(make_state(), callbacks={"0 own:Forgetful": Forgetful()}), TOTAL)
+    assert run.checkpoints.steps() == [12, 9]
 
 
 @pytest.mark.parametrize(
