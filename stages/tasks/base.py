@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,7 +46,7 @@ class Kind(ABC):
     """The class of transformers that makes and loads its pretrained models."""
     pipeline: str = "text-classification"
     """What the Hub and `transformers.pipeline` call it; to them several labels, or a number, are classification too."""
-    fewest_classes: int
+    fewest_classes: Literal[0, 1, 2]
     """Of `label_names`; 0 where a label is a number."""
     several: bool = False
     """Whether a row has any number of the classes, its labels in a list, where others have one."""
