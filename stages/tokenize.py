@@ -118,7 +118,7 @@ def _text_encoder(params: Params, out: Path) -> TextEncoder:
     assert folder is not None, "a factory model comes with tokenize.tokenizer"
     tokenizer = encode.load_tokenizer(folder, source)
     config = encode.load_config(model, params.model.source) if model else None
-    inputs = encode.model_inputs(config, tokenizer)
+    inputs = encode.model_inputs(params.data.kind, config, tokenizer)
     if own is not None:
         encode.check_vocabulary(source, config, tokenizer)
     encode.check_max_length(max_length, config, tokenizer, pair=len(params.data.text_columns) == 2)

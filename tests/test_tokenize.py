@@ -217,7 +217,7 @@ def test_metrics_count_rows_labels_lengths_and_shared_rows(
     [
         ({}, {}, 65, ["tokenize.max_length is 65", "max_position_embeddings is 64"]),
         ({"max_position_embeddings": 512}, {}, 65, ["model_max_length is 64"]),
-        ({"model_type": "vit"}, {}, 16, ["vit", "no sequence classifier"]),
+        ({"model_type": "vit"}, {}, 16, ["vit", "AutoModelForSequenceClassification"]),
         ({"model_type": "nothing-known"}, {}, 16, ["model.source", "config.json", "nothing-known"]),
         ({"model_type": "canine"}, {"tokenizer_class": "CanineTokenizer"}, 16, ["model.source", "no fast tokenizer"]),
         ({}, {"pad_token": None}, 16, ["model.source", "no pad token"]),

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from stages.ground import disk
 from stages.ground.errors import UserError
+from stages.tasks.base import Kind
+from stages.tasks.registry import KINDS
 
 if TYPE_CHECKING:
     import datasets
@@ -44,6 +46,10 @@ class Task:
     feature_columns: tuple[str, ...]
     label_column: str
     model_inputs: tuple[str, ...]
+
+    @property
+    def kind(self) -> Kind:
+        return KINDS[self.task]
 
 
 def save_task(folder: Path, task: Task) -> None:

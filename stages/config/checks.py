@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stages.config.schema import FACTORY, LOSSES, METRICS, Params, is_custom
+from stages.config.schema import FACTORY, Params, is_custom
 from stages.ground.errors import quote
 
 
@@ -32,20 +32,20 @@ def _inputs(params: Params) -> None:
 
 
 def _loss(params: Params) -> None:
-    task, train = params.data.task, params.train
-    allowed = LOSSES[task]
+    kind, train = params.data.kind, params.train
+    allowed = kind.losses
     loss = train.loss or allowed[0]
     if loss not in allowed and not is_custom(loss):
         raise ValueError(
-            f"train.loss is {quote(loss)}; for {task} it should be {', '.join(allowed)}, or module:callable"
+            f"train.loss is {quote(loss)}; for {kind.name} it should be {', '.join(allowed)}, or module:callable"
         )
-    if loss == "bce_with_logits" and task == "classification" and len(params.data.label_names or "ab") > 2:
+    if loss in kind.two_class_losses and len(params.data.label_names or "ab") > 2:
         raise ValueError(
-            "train.loss is bce_with_logits, but data.label_names has more than two classes; "
-            "write cross_entropy, or data.task: multi_label if a row can have several"
+            f"train.loss is {loss}, but data.label_names has more than two classes; "
+            f"write {allowed[0]}, or data.task: multi_label if a row can have several"
         )
     for key in ("class_weights", "label_smoothing"):
-        if getattr(train, key) and (task == "regression" or is_custom(loss)):
+        if getattr(train, key) and (not kind.has_classes or is_custom(loss)):
             off = "null" if key == "class_weights" else "0.0"
             raise ValueError(f"train.{key} is set, but the loss {quote(loss)} has none; write {off}")
     weights, names = train.class_weights, params.data.label_names
@@ -56,12 +56,12 @@ def _loss(params: Params) -> None:
 
 
 def _metrics(params: Params) -> None:
-    known = METRICS[params.data.task]
+    kind = params.data.kind
     for name in params.evaluate.metrics:
-        if name not in known and not is_custom(name):
+        if name not in kind.metrics and not is_custom(name):
             raise ValueError(
-                f"evaluate.metrics names {quote(name)}, which nobody knows for {params.data.task}; "
-                f"known are {', '.join(known)}, module:callable, and the folder of an evaluate module"
+                f"evaluate.metrics names {quote(name)}, which nobody knows for {kind.name}; "
+                f"known are {', '.join(kind.metrics)}, module:callable, and the folder of an evaluate module"
             )
     best = params.evaluate.metric_for_best_model
     if best not in (*params.evaluate.metrics, "loss") and not any(map(is_custom, params.evaluate.metrics)):
@@ -69,5 +69,5 @@ def _metrics(params: Params) -> None:
             f"evaluate.metric_for_best_model is {quote(best)}, which is neither loss nor one of evaluate.metrics "
             f"({', '.join(params.evaluate.metrics)})"
         )
-    if params.data.task == "regression" and params.evaluate.threshold != 0.5:
-        raise ValueError("evaluate.threshold is set, but data.task regression decides nothing; write 0.5")
+    if not kind.has_classes and params.evaluate.threshold != 0.5:
+        raise ValueError(f"evaluate.threshold is set, but data.task {kind.name} decides nothing; write 0.5")

@@ -12,22 +12,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from stages.ground.errors import quote
+from stages.tasks.base import Kind
+from stages.tasks.registry import KINDS
 
-# Metrics that have a module in stages/metrics, per task; `loss` is always available as metric_for_best_model.
-METRICS: dict[str, tuple[str, ...]] = {
-    "classification": (
-        "accuracy", "f1", "f1_micro", "f1_macro", "precision", "recall", "matthews_correlation", "roc_auc",
-    ),
-    "multi_label": ("accuracy", "f1_micro", "f1_macro", "precision", "recall", "roc_auc"),
-    "regression": ("mse", "mae", "r_squared", "pearsonr", "spearmanr"),
-}  # fmt: skip
-LOWER_IS_BETTER = ("loss", "mse", "mae")
-# Losses by name, per task; the first is what `loss: null` stands for.
-LOSSES: dict[str, tuple[str, ...]] = {
-    "classification": ("cross_entropy", "bce_with_logits"),
-    "multi_label": ("bce_with_logits",),
-    "regression": ("mse", "l1", "huber"),
-}
+# By name, of every task; `loss` is always there for metric_for_best_model.
+KNOWN_METRICS = {"loss", *(name for kind in KINDS.values() for name in kind.metrics)}
+LOWER_IS_BETTER = {"loss", *(name for kind in KINDS.values() for name in kind.lower_is_better)}
 FACTORY = "factory:"
 # A run's checkpoint, by its content. The run alone is refused later, with the line to write.
 INIT_FROM_RUN = re.compile(r"[0-9a-f]{12}(/step-[0-9]{8,}@[0-9a-f]{8})?")
@@ -58,7 +48,7 @@ class DataParams(Section):
     label_column: Name
     label_separator: Name
     label_names: Annotated[list[Name], Field(min_length=1)] | None
-    task: Literal["classification", "multi_label", "regression"]
+    task: Literal[tuple(KINDS)]  # type: ignore[valid-type]
     validation_size: Annotated[float, Field(gt=0, lt=1)]
     seed: Seed
 
@@ -78,13 +68,17 @@ class DataParams(Section):
                 raise ValueError(
                     f"column {quote(column)} is named twice in text_columns, feature_columns and label_column"
                 )
-        if self.label_names and self.task == "regression":
-            raise ValueError("data.label_names is set, but data.task regression has no classes; write null")
-        if self.label_names and self.task == "classification" and len(self.label_names) < 2:
-            raise ValueError("data.label_names has one name; classification needs two or more")
+        if self.label_names and not self.kind.has_classes:
+            raise ValueError(f"data.label_names is set, but data.task {self.task} has no classes; write null")
+        if self.label_names and len(self.label_names) < self.kind.fewest_classes:
+            raise ValueError(f"data.label_names has one name; {self.task} needs two or more")
         if self.label_names and len(set(self.label_names)) != len(self.label_names):
             raise ValueError("data.label_names has a name twice; every class needs its own")
         return self
+
+    @property
+    def kind(self) -> Kind:
+        return KINDS[self.task]
 
 
 class ModelParams(Section):
@@ -213,8 +207,7 @@ class EvaluateParams(Section):
                 raise ValueError(f"evaluate.metrics names {quote(name)} twice")
         if self.greater_is_better and self.metric_for_best_model == "loss":
             raise ValueError("evaluate.greater_is_better is true, but metric_for_best_model is loss: lower is better")
-        known = {"loss", *(name for names in METRICS.values() for name in names)}
-        if self.greater_is_better is None and self.metric_for_best_model not in known:
+        if self.greater_is_better is None and self.metric_for_best_model not in KNOWN_METRICS:
             raise ValueError(
                 f"evaluate.greater_is_better is null, but only you know whether more {self.metric_for_best_model} is "
                 "better; write true or false"

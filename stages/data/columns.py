@@ -12,6 +12,7 @@ import datasets
 
 from stages.config.schema import DataParams
 from stages.ground.errors import UserError, quote
+from stages.tasks.base import Kind
 
 # Columns that the predictions add to the raw ones.
 RESERVED = ("row", "key", "label", "prediction", "logits", "loss")
@@ -19,11 +20,11 @@ RESERVED = ("row", "key", "label", "prediction", "logits", "loss")
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a row: `inputs` are text, or float64 where `numeric`; the label is what `task` asks for."""
+    """The columns of a row: `inputs` are text, or float64 where `numeric`; the label is what `kind` asks for."""
 
     inputs: tuple[str, ...]
     label: str
-    task: str
+    kind: Kind
     numeric: bool
     separator: str
 
@@ -36,7 +37,7 @@ class Columns:
     def features(self) -> datasets.Features:
         """Text, float64 or lists of text, as every source ends."""
         text, number = datasets.Value("string"), datasets.Value("float64")
-        label = {"classification": text, "multi_label": datasets.List(text), "regression": number}[self.task]
+        label = datasets.List(text) if self.kind.several else text if self.kind.has_classes else number
         return datasets.Features({**dict.fromkeys(self.inputs, number if self.numeric else text), self.label: label})
 
 
@@ -48,7 +49,7 @@ def choose(data: DataParams, found: Sequence[str], where: str) -> Columns:
     """
     inputs = tuple(data.text_columns) or _expand(data, found, where)
     refuse_reserved(inputs, data.label_column)
-    return Columns(inputs, data.label_column, data.task, bool(data.feature_columns), data.label_separator)
+    return Columns(inputs, data.label_column, data.kind, bool(data.feature_columns), data.label_separator)
 
 
 def _expand(data: DataParams, found: Sequence[str], where: str) -> tuple[str, ...]:

@@ -18,11 +18,12 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from stages.batches.tokenized import FEATURES
 from stages.data.columns import Columns
 from stages.data.features import Standardizer
-from stages.data.labels import target_feature, targets
+from stages.data.labels import target_feature
 from stages.data.numbers import column_matrix
 from stages.data.tables import map_tables
 from stages.ground.disk import sha256_file
 from stages.ground.errors import UserError, quote
+from stages.tasks.base import Kind
 
 # How the tokenizer was found says nothing about what it does, and holds paths.
 PROVENANCE = ("name_or_path", "is_local", "local_files_only")
@@ -58,19 +59,19 @@ def load_config(folder: Path, source: str) -> Any:
         raise UserError(f"model.source {quote(source)}: its config.json cannot be used: {reason}") from None
 
 
-def model_inputs(config: Any | None, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """What the tokenizer makes and the forward of the model's classifier takes, in the tokenizer's order.
+def model_inputs(kind: Kind, config: Any | None, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """What the tokenizer makes and the forward of the model's class takes, in the tokenizer's order.
 
     Without a `config` the model is the user's own, which takes all that the tokenizer makes.
 
     Raises:
-        UserError: if transformers has no sequence classifier for this architecture.
+        UserError: if transformers has no class for this architecture and kind of task.
     """
     if config is None:
         return [name for name in tokenizer.model_input_names if name in MADE]
-    mapping: Any = transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    mapping: Any = getattr(transformers, kind.auto_model)._model_mapping
     if type(config) not in mapping:
-        raise UserError(f"model.source is a {config.model_type} model, for which there is no sequence classifier")
+        raise UserError(f"model.source is a {config.model_type} model, which {kind.auto_model} does not know")
     takes = inspect.signature(mapping[type(config)].forward).parameters
     return [name for name in tokenizer.model_input_names if name in takes]
 
@@ -201,12 +202,12 @@ def encoded_rows(
     """What `encoder` makes of every row, and `labels` if the split has them."""
     features = dict(encoder.features)
     if labelled:
-        features["labels"] = target_feature(columns.task, len(names))
+        features["labels"] = target_feature(columns.kind, len(names))
 
     def encode(table: pa.Table, position: int) -> pa.Table:
         made = encoder(table, where, position + 1)
         if labelled:
-            made["labels"] = targets(table[columns.label], columns.task, names)
+            made["labels"] = columns.kind.targets(table[columns.label], names)
         return pa.table(made)
 
     return map_tables(raw, encode, datasets.Features(features), cache, "encoding", BATCH_ROWS)

@@ -209,7 +209,7 @@ def _json_cell(where: str, row: dict[str, object], name: str, columns: Columns) 
     value, where = row[name], f"{where}, {quote(name)}"
     if columns.numeric and name != columns.label and isinstance(value, bool):
         return str(int(value))
-    if columns.task != "multi_label" or name != columns.label:
+    if not columns.kind.several or name != columns.label:
         return _json_text(where, value, "text, a number, true or false")
     if isinstance(value, list):
         return [_json_text(where, label, "a list of text, or text") for label in value]

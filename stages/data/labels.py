@@ -1,4 +1,4 @@
-"""The labels: which classes there are, in which order, whether every row is right; the validation cut; targets."""
+"""The labels: which classes there are, in which order, whether every row is right; the validation cut."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from stages.data.numbers import refuse_unusable
 from stages.data.sources import Source
 from stages.data.tables import batches, map_tables
 from stages.ground.errors import UserError, quote
+from stages.tasks.base import Kind
 
 MAX_CLASSES = 1000
 INTEGER = re.compile(r"[+-]?[0-9]+")
 
 
 def check_source(source: Source, data: DataParams) -> list[str]:
-    """Check every row of every split; the class names in id order, none in regression.
+    """Check every row of every split; the class names in id order, none where labels are numbers.
 
     Raises:
         UserError: an empty cell, no finite number, an unknown label, a class without rows in train, with its row.
@@ -34,7 +35,7 @@ def check_source(source: Source, data: DataParams) -> list[str]:
     names = data.label_names or source.class_names
     known_from = "data.label_names" if data.label_names else "the dataset's own classes"
     counts = _check_rows(source, "train", names, known_from)
-    if data.task == "regression":
+    if not data.kind.has_classes:
         names = []
     elif names is None:
         names = _sorted_names(counts)
@@ -56,8 +57,8 @@ def _refuse_too_few(names: list[str], source: Source, data: DataParams) -> None:
     where = f"{source.where['train']}: column {quote(data.label_column)}"
     if not names:
         raise UserError(f"{where} holds no label in any row; is it really the column with the labels?")
-    if data.task == "classification" and len(names) < 2:
-        raise UserError(f"{where} holds the one class {quote(names[0])}; classification needs two or more")
+    if len(names) < data.kind.fewest_classes:
+        raise UserError(f"{where} holds the one class {quote(names[0])}; {data.task} needs two or more")
 
 
 def is_unlabelled(dataset: datasets.Dataset, label_column: str) -> bool:
@@ -89,7 +90,7 @@ def _check_rows(source: Source, split: str, names: list[str] | None, known_from:
     for table in batches(dataset, checked):
         for column in checked:
             _check_cells(table[column], where, column, start)
-        if columns.label in checked and columns.task != "regression":
+        if columns.label in checked and columns.kind.has_classes:
             labels = table[columns.label]
             if names is not None:
                 _refuse_unknown(labels, names, known_from, where, columns.label, start)
@@ -159,30 +160,16 @@ def _too_many(where: str, column: str) -> str:
     )
 
 
-def target_feature(task: str, classes: int) -> datasets.Value | datasets.List:
-    """The type of `labels`: an int64 class id, float32 of length `classes` (0 or 1 each), or a float32."""
-    if task == "multi_label":
-        return datasets.List(datasets.Value("float32"), length=classes)
-    return datasets.Value("float32" if task == "regression" else "int64")
-
-
-def targets(labels: pa.ChunkedArray, task: str, names: list[str]) -> pa.Array:
-    """A label column as what a loss takes, of the type `target_feature` says."""
-    if task == "regression":
-        return pc.cast(labels, pa.float32(), safe=False)
-    value_set = pa.array(names, pa.string())
-    if task == "classification":
-        return pc.cast(pc.index_in(labels, value_set=value_set), pa.int64())
-    hot = np.zeros((len(labels), len(names)), np.float32)
-    ids = pc.index_in(pc.list_flatten(labels), value_set=value_set).to_numpy()
-    hot[pc.list_parent_indices(labels).to_numpy(), ids] = 1
-    return pa.FixedSizeListArray.from_arrays(pa.array(hot.ravel()), len(names))
+def target_feature(kind: Kind, classes: int) -> datasets.Value | datasets.List:
+    """The type of `labels`: a value a row, or where `kind.several` a list of length `classes`."""
+    value = datasets.Value(kind.label_dtype)
+    return datasets.List(value, length=classes) if kind.several else value
 
 
 def cut_validation(source: Source, data: DataParams, names: list[str], cache: Path) -> Source:
     """`source` with `data.validation_size` of train as its validation split; rows keep their order.
 
-    Classification cuts each class, other tasks the shuffled rows.
+    Where a row has one class, each class is cut, else the shuffled rows.
 
     Raises:
         UserError: if there are too few rows to give every class its share of both.
@@ -196,7 +183,7 @@ def cut_validation(source: Source, data: DataParams, names: list[str], cache: Pa
     if cut == train.num_rows:
         raise UserError(f"{problem}: none of the {train.num_rows} rows would be left in train; {advice}")
     ids = None
-    if data.task == "classification":
+    if data.kind.has_classes and not data.kind.several:
         ids = _class_ids(train, data.label_column, names)
         counts = np.bincount(ids, minlength=len(names))
         rarest = int(counts.argmin())

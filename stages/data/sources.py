@@ -75,7 +75,7 @@ def _load_file(path: Path, columns: Columns, cache: Path) -> datasets.Dataset:
     expected: int | None = None
     try:
         if suffix in files.JSON_LINES:
-            label = columns.features[columns.label] if columns.task == "multi_label" else text
+            label = columns.features[columns.label] if columns.kind.several else text
             return datasets.Dataset.from_generator(
                 files.json_rows,
                 features=datasets.Features({**dict.fromkeys(columns.inputs, text), columns.label: label}),
@@ -172,7 +172,7 @@ def _as_typed(dataset: datasets.Dataset, columns: Columns, where: str, cache: Pa
     dataset = dataset.select_columns(columns.names)
     features = dataset.features  # a deep copy, each time
     # A number may stand for a label that is kept secret: see `_label_reader`.
-    if features == columns.features and columns.task != "regression":
+    if features == columns.features and columns.kind.has_classes:
         return dataset
     reader_of = _number_reader if columns.numeric else _text_reader
     readers = {column: reader_of(features[column], column, where) for column in columns.inputs}
@@ -203,9 +203,9 @@ def _number_reader(feature: object, column: str, where: str) -> Reader:
 def _label_reader(dataset: datasets.Dataset, columns: Columns, where: str, *, hub: bool) -> Reader:
     column = columns.label
     feature = dataset.features[column]
-    if columns.task == "multi_label":
+    if columns.kind.several:
         return _labels_reader(feature, columns, where)
-    if columns.task == "classification" and isinstance(feature, datasets.ClassLabel):
+    if columns.kind.has_classes and isinstance(feature, datasets.ClassLabel):
         names = pa.array(feature.names, pa.string())
 
         def name_of(ids: pa.ChunkedArray, _: int) -> pa.ChunkedArray:
@@ -213,11 +213,11 @@ def _label_reader(dataset: datasets.Dataset, columns: Columns, where: str, *, hu
             return pc.take(names, pc.if_else(known, ids, None))
 
         return name_of
-    if columns.task == "regression" and getattr(feature, "dtype", None) == "bool":
-        raise UserError(f"{where}: column {quote(column)} holds true and false; a regression predicts numbers")
-    reader = (_number_reader if columns.task == "regression" else _text_reader)(feature, column, where)
+    if not columns.kind.has_classes and getattr(feature, "dtype", None) == "bool":
+        raise UserError(f"{where}: column {quote(column)} holds true and false; a {columns.kind.name} predicts numbers")
+    reader = (_text_reader if columns.kind.has_classes else _number_reader)(feature, column, where)
     # The Hub's convention for a test split whose labels are kept secret. A lone -1 may be a class of its own.
-    secret = ("int", "float") if columns.task == "regression" else ("int",)
+    secret = ("int",) if columns.kind.has_classes else ("int", "float")
     if hub and feature.dtype.startswith(secret) and pc.all(pc.equal(dataset.data.column(column), -1)).as_py():
         return lambda values, _: pa.chunked_array([pa.nulls(len(values), columns.features[column].pa_type)])
     return reader

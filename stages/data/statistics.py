@@ -33,7 +33,7 @@ def split_summary(
     """One split's entry; `labels` is empty for an unlabelled split, `truncated` None for features."""
     labels: dict[str, Any] = {}
     if "labels" in inputs.column_names:
-        labels = _label_moments(raw, columns) if columns.task == "regression" else _label_counts(raw, columns, names)
+        labels = _label_counts(raw, columns, names) if columns.kind.has_classes else _label_moments(raw, columns)
     summary = {"rows": inputs.num_rows, "labels": labels}
     return (
         summary if truncated is None else summary | {"length": length_summary(lengths(inputs)), "truncated": truncated}

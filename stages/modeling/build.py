@@ -11,12 +11,12 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from stages.config.imports import import_object
 from stages.config.schema import FACTORY, ModelParams
 from stages.ground.errors import UserError, quote, user_code
-from stages.modeling.head import Head
+from stages.tasks.base import Head
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -42,7 +42,7 @@ def build_model(params: ModelParams, folder: Path | None, head: Head, seed: int)
             if not hasattr(config, key):
                 raise UserError(f"model.kwargs: {quote(key)} is no setting of {type(config).__name__}")
         config.update(params.kwargs | head.config)
-        return AutoModelForSequenceClassification.from_pretrained(
+        return getattr(transformers, head.auto_model).from_pretrained(
             folder, config=config, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
         )
     except (OSError, ValueError, TypeError, RuntimeError, StrictDataclassError) as error:
@@ -103,7 +103,8 @@ def load_model(folder: Path, device: torch.device) -> nn.Module:
                 raise UserError(f"{folder}: its weights are those of another model than {rebuild['source']} makes now")
             model.load_state_dict(weights, strict=False)  # what is tied is loaded under its first name
         else:
-            model = AutoModelForSequenceClassification.from_pretrained(
+            wrote = AutoConfig.from_pretrained(folder, trust_remote_code=False).architectures[0]
+            model = getattr(transformers, wrote).from_pretrained(
                 folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

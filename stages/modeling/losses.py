@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from stages.batches.tokenized import Task
 from stages.config.imports import import_object
-from stages.config.schema import LOSSES, TrainParams, is_custom
+from stages.config.schema import TrainParams, is_custom
 from stages.ground.errors import UserError, quote, user_code
 
-RowLoss = Callable[[Tensor, Tensor], Tensor]
-"""fp32 logits of shape (rows, outputs) and labels to a value a row (rows,), or a scalar: their mean."""
+if TYPE_CHECKING:
+    from stages.tasks.base import RowLoss
 
 
 class Objective:
@@ -49,7 +47,7 @@ class Objective:
 
 def loss_name(train: TrainParams, task: Task) -> str:
     """`train.loss`, or what null stands for."""
-    return train.loss or LOSSES[task.task][0]
+    return train.loss or task.kind.losses[0]
 
 
 def make_objective(train: TrainParams, task: Task, train_split: datasets.Dataset, device: torch.device) -> Objective:
@@ -69,52 +67,15 @@ def make_objective(train: TrainParams, task: Task, train_split: datasets.Dataset
         }
     if "ignore_index" in kwargs:
         raise UserError("train.loss_kwargs: ignore_index is of no use here, as every row has a label; leave it out")
-    on_device = None if weights is None else weights.to(device)
-    smoothing = train.label_smoothing
-
-    def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-        return functional.cross_entropy(
-            logits, labels, weight=on_device, label_smoothing=smoothing, reduction="none", **kwargs
-        )
-
-    def one_logit(logits: Tensor, labels: Tensor) -> Tensor:
-        weight = None if on_device is None else on_device[labels]
-        return functional.binary_cross_entropy_with_logits(
-            logits[:, 0], _smooth(labels.float(), smoothing), weight=weight, reduction="none", **kwargs
-        )
-
-    def several_labels(logits: Tensor, labels: Tensor) -> Tensor:
-        chosen = kwargs if on_device is None else {"pos_weight": on_device, **kwargs}
-        return functional.binary_cross_entropy_with_logits(
-            logits, _smooth(labels, smoothing), reduction="none", **chosen
-        ).mean(dim=1)
-
-    def numbers(logits: Tensor, labels: Tensor) -> Tensor:
-        loss: Any = {"mse": functional.mse_loss, "l1": functional.l1_loss, "huber": functional.huber_loss}[name]
-        return loss(logits[:, 0], labels, reduction="none", **kwargs)
-
-    losses: dict[str, RowLoss] = {
-        "classification": cross_entropy if name == "cross_entropy" else one_logit,
-        "multi_label": several_labels,
-        "regression": numbers,
-    }
-    loss = losses[task.task]
+    loss = task.kind.loss(name, None if weights is None else weights.to(device), train.label_smoothing, kwargs)
     _try_keywords(loss, task, name, train.loss_kwargs, device)
-    return Objective(loss, None if task.task == "multi_label" else weights)
-
-
-def _smooth(targets: Tensor, smoothing: float) -> Tensor:
-    """Targets of 0 and 1 as a mixture with the undecided 0.5: cross entropy's smoothing over two classes."""
-    return targets * (1 - smoothing) + smoothing / 2
+    # Where a row has several labels, a weight is that of a label, not of the row.
+    return Objective(loss, None if task.kind.several else weights)
 
 
 def _try_keywords(loss: RowLoss, task: Task, name: str, kwargs: dict[str, Any], device: torch.device) -> None:
     classes = max(len(task.label_names), 1)
-    labels = {
-        "classification": torch.zeros(1, dtype=torch.int64),
-        "multi_label": torch.zeros(1, classes),
-        "regression": torch.zeros(1),
-    }[task.task]
+    labels = torch.zeros((1, classes) if task.kind.several else 1, dtype=getattr(torch, task.kind.label_dtype))
     with user_code(f"train.loss_kwargs {quote(kwargs)} for {name}"):
         loss(torch.zeros(1, classes, device=device), labels.to(device))
 
@@ -144,7 +105,7 @@ def _custom(path: str, kwargs: dict[str, Any]) -> RowLoss:
 
 
 def _class_weights(wanted: object, task: Task, train_split: datasets.Dataset) -> Tensor | None:
-    """A weight a class; in multi_label that of a label's positive rows."""
+    """A weight a class; where a row has several labels that of a label's positive rows."""
     if wanted is None:
         return None
     classes = len(task.label_names)
@@ -156,7 +117,7 @@ def _class_weights(wanted: object, task: Task, train_split: datasets.Dataset) ->
     for batch in train_split.select_columns(["labels"]).with_format("torch").iter(100_000):
         labels = batch["labels"]
         counts += torch.bincount(labels, minlength=classes) if labels.ndim == 1 else labels.sum(dim=0)
-    if task.task == "multi_label":
+    if task.kind.several:
         weights = (len(train_split) - counts) / counts
         return torch.where(weights > 0, weights, 1.0)  # a label on every row has no negatives to balance
     # As scikit-learn's class_weight="balanced": n_samples / (n_classes * count).

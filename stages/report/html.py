@@ -79,7 +79,7 @@ def _candidate_rows(candidates: dict[str, dict[str, float]], chosen: str, metric
 
 
 def _label_statistics(data: dict[str, Any], splits: list[str]) -> list[dict[str, Any]]:
-    """Mean, standard deviation and range of a regression's label, per split."""
+    """Mean, standard deviation and range of a label that is a number, per split."""
     return [
         {"split": split, "values": [data[split]["labels"].get(key) for key in ("mean", "std", "min", "max")]}
         for split in splits
@@ -155,7 +155,7 @@ def render_report(
     metrics = list(dict.fromkeys(name for scores in candidates.values() for name in scores))
     splits = [split for split in SPLITS if split in data]
     outcomes = [outcome("validation", validation, task), outcome("test", test, task)]
-    regression = task.task == "regression"
+    has_classes = task.kind.has_classes
     return (
         _environment()
         .get_template("report.html.jinja")
@@ -173,14 +173,14 @@ def render_report(
             candidates=_candidate_rows(candidates, chosen, metrics),
             candidates_image=candidates_figure(candidates, metric, chosen) if len(candidates) > 1 else None,
             curves_image=curves_figure(train, evals, metric, best["step"]),
-            task=task.task,
+            kind=task.kind,
             outcomes=[found for found in outcomes if found],
-            side_by_side=task.task != "multi_label" and len(task.label_names) <= FEW_CLASSES,
+            side_by_side=not task.kind.several and len(task.label_names) <= FEW_CLASSES,
             splits=splits,
             data={split: data[split] for split in splits},
             has_length=not task.feature_columns,
-            labels=None if regression else _label_table(data, splits),
-            label_statistics=_label_statistics(data, splits) if regression else None,
+            labels=_label_table(data, splits) if has_classes else None,
+            label_statistics=None if has_classes else _label_statistics(data, splits),
             shared_rows=_shared_rows(data),
             mistakes=mistakes(validation, task),
             parameters=_parameter_groups(params),

@@ -11,9 +11,10 @@ import yaml
 
 from stages.batches.tokenized import Task
 from stages.config.schema import FACTORY
-from stages.modeling.head import Head
 from stages.report.html import score
+from stages.report.rows import by_answer
 from stages.report.text import class_name, legible
+from stages.tasks.base import Head
 
 NAME_LENGTH = 60
 VALUE_LENGTH = 200
@@ -40,11 +41,6 @@ HYPERPARAMETERS = (
     ("train", "callbacks"),
     ("train", "seed"),
 )
-TITLES = {
-    "classification": "classification",
-    "multi_label": "multi-label classification",
-    "regression": "regression",
-}
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>|~#$&])")
@@ -60,14 +56,13 @@ def escape_markdown(value: object, limit: int = NAME_LENGTH) -> str:
     return _MARKUP.sub(r"\\\1", legible(value, limit))
 
 
-def _front_matter(best: dict[str, Any], source: str) -> str:
+def _front_matter(best: dict[str, Any], source: str, pipeline: str) -> str:
     fields: dict[str, Any] = {
         "tags": ["holdfast"],
         "metrics": [name for name in best["validation"] if name != "loss"],
     }
     if not source.startswith(FACTORY):
-        # To the Hub, texts with several labels and texts with a number are text classification too.
-        fields = {"library_name": "transformers", "pipeline_tag": "text-classification", **fields}
+        fields = {"library_name": "transformers", "pipeline_tag": pipeline, **fields}
     if hub_id(source):
         fields["base_model"] = source
     return yaml.safe_dump(fields, sort_keys=False)
@@ -103,9 +98,9 @@ def _purpose(task: Task) -> str:
     """What it was trained for, and the names or the column of what it answers."""
     columns = _listing(task.text_columns or task.feature_columns, SHOWN_COLUMNS)
     count, names = len(task.label_names), _listing(task.label_names, SHOWN_LABELS) if task.label_names else ""
-    if task.task == "regression":
+    if not task.kind.has_classes:
         return f"to predict the number {escape_markdown(task.label_column)}\nfrom {columns}."
-    if task.task == "multi_label":
+    if task.kind.several:
         return f"to say which of {count} labels, any number of them, apply\nto {columns}.\n\nLabels: {names}."
     return f"to tell {count} labels apart\nfrom {columns}.\n\nLabels: {names}."
 
@@ -135,14 +130,14 @@ def _example(task: Task) -> str:
 def _pipeline_usage(task: Task, head: Head, max_length: int, threshold: float) -> str:
     """How `transformers.pipeline` is called, and what its scores mean."""
     cut = f"truncation=True, max_length={max_length}"
-    if task.task == "multi_label":
+    if task.kind.several:
         lines = f"""scores = classify({_example(task)}, top_k=None, {cut})
 [score["label"] for score in scores if score["score"] > {threshold}]"""
         meaning = f"A `score` is the probability of its label; above {threshold} it was taken to apply."
     else:
         lines = f"classify({_example(task)}, {cut})"
         meaning = "`score` is the probability of `label`, the likeliest."
-        if task.task == "regression":
+        if not task.kind.has_classes:
             meaning = "`score` is the predicted number; `label` says nothing."
         elif head.outputs == 1 or (len(task.label_names) == 2 and threshold != 0.5):
             negative, positive = (escape_markdown(class_name(name, NAME_LENGTH)) for name in task.label_names)
@@ -156,7 +151,7 @@ def _pipeline_usage(task: Task, head: Head, max_length: int, threshold: float) -
     return f"""```python
 from transformers import pipeline
 
-classify = pipeline("text-classification", model="models/best")
+classify = pipeline("{task.kind.pipeline}", model="models/best")
 {lines}
 ```
 
@@ -174,11 +169,12 @@ batch = {"features": Standardizer.load(folder)(frame)}"""
         texts = '"First text.", "Second text."' if len(task.text_columns) == 2 else '"Some text."'
         lines = f"""tokenizer = AutoTokenizer.from_pretrained("models/best")
 batch = tokenizer({texts}, truncation=True, max_length={max_length}, return_tensors="pt")"""
-    answer = {
-        "classification": "the position of its label in task.json, from 0",
-        "multi_label": "a 1 for every label that applies, else 0, in the order of task.json",
-        "regression": "the predicted number",
-    }[task.task]
+    answer = by_answer(
+        task.kind,
+        one="the position of its label in task.json, from 0",
+        several="a 1 for every label that applies, else 0, in the order of task.json",
+        number="the predicted number",
+    )
     return f"""```python
 from pathlib import Path
 
@@ -205,13 +201,14 @@ def _limits(task: Task, max_length: int) -> str:
     if task.text_columns:
         lines.append(f"Texts longer than {max_length} tokens are cut; what comes after has no influence.")
     lines.append(
-        {
-            "classification": "It always answers with one of its labels, also for an input that fits none of them.",
-            "multi_label": "It knows no labels but its own, and can answer with none of them.",
-            "regression": "It always answers with a number, also for an input unlike all it was trained on.",
-        }[task.task]
+        by_answer(
+            task.kind,
+            one="It always answers with one of its labels, also for an input that fits none of them.",
+            several="It knows no labels but its own, and can answer with none of them.",
+            number="It always answers with a number, also for an input unlike all it was trained on.",
+        )
     )
-    if task.task != "regression":
+    if task.kind.has_classes:
         lines.append("The probabilities were not calibrated: a high one is not a promise.")
     lines += [
         "The validation scores chose this model among several, so they are a little too good; the test scores had no "
@@ -230,9 +227,9 @@ def model_card(*, best: dict[str, Any], task: Task, head: Head, params: dict[str
         _factory_usage(task, max_length, threshold) if factory else _pipeline_usage(task, head, max_length, threshold)
     )
     no_test = "" if best["test"] else "\nThere was no labelled test split.\n"
-    title = f"{'Text ' if task.text_columns else ''}{TITLES[task.task]} model"
+    title = f"{'Text ' if task.text_columns else ''}{task.kind.title} model"
     return f"""---
-{_front_matter(best, source)}---
+{_front_matter(best, source, task.kind.pipeline)}---
 
 # {title[0].upper()}{title[1:]}
 

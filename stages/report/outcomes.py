@@ -20,7 +20,7 @@ from stages.report.figures import (
     scatter_figure,
 )
 from stages.report.plots import plot_names, precision_recall_rows
-from stages.report.rows import class_ids, indicators, labelled, numbers
+from stages.report.rows import by_answer, class_ids, indicators, labelled, numbers
 from stages.report.text import class_name, legible
 
 NAME_LENGTH = 60
@@ -42,14 +42,14 @@ def outcome(split: str, predictions: pd.DataFrame | None, task: Task) -> dict[st
     """A split's picture and table; None without labelled rows.
 
     `picture` is a PNG (or None) and `description` its text; `frequent` are the largest cells of a confusion matrix
-    too big for numbers; `per_label` the scores of a `multi_label`'s most frequent labels, `left_out` how many more
-    there are.
+    too big for numbers; `per_label` the scores of the most frequent labels, where a row has several, `left_out` how
+    many more there are.
     """
     rows = pd.DataFrame() if predictions is None else labelled(predictions)
     if rows.empty:
         return None
-    shown = {"classification": _confusion, "multi_label": _per_label, "regression": _scatter}[task.task](rows, task)
-    return {"split": split, "rows": len(rows), "frequent": [], "per_label": [], "left_out": 0, **shown}
+    show = by_answer(task.kind, one=_confusion, several=_per_label, number=_scatter)
+    return {"split": split, "rows": len(rows), "frequent": [], "per_label": [], "left_out": 0, **show(rows, task)}
 
 
 def _confusion(rows: pd.DataFrame, task: Task) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def _scatter(rows: pd.DataFrame, task: Task) -> dict[str, Any]:
 
 
 def mistakes(predictions: pd.DataFrame, task: Task) -> list[dict[str, Any]]:
-    """The wrong rows that the model was surest of, by their loss; in regression those of the largest error.
+    """The wrong rows that the model was surest of, by their loss; of numbers those of the largest error.
 
     Of each: `row`; `inputs`, the raw columns as (name, text or None for null); `more_inputs`, how many columns are not
     among them; `label`, `prediction` and a `note` on it; `loss`.
@@ -120,7 +120,7 @@ def mistakes(predictions: pd.DataFrame, task: Task) -> list[dict[str, Any]]:
     rows = labelled(predictions)
     error = _errors(rows, task)
     wrong = error != 0
-    size = np.abs(error if task.task == "regression" else numbers(rows["loss"]))[wrong]
+    size = np.abs(numbers(rows["loss"]) if task.kind.has_classes else error)[wrong]
     # Not a number is the worst a model can say.
     worst = rows[wrong].iloc[np.argsort(-np.where(np.isnan(size), np.inf, size), kind="stable")[:SHOWN_MISTAKES]]
     columns = task.text_columns or task.feature_columns[:SHOWN_FEATURES]
@@ -141,12 +141,12 @@ def mistakes(predictions: pd.DataFrame, task: Task) -> list[dict[str, Any]]:
 def _errors(rows: pd.DataFrame, task: Task) -> NDArray[Any]:
     """Per row: 0 where the prediction is right, else how far off it is."""
     label, prediction = rows["label"], rows["prediction"]
-    if task.task == "classification":
+    if not task.kind.has_classes:
+        return numbers(prediction) - numbers(label)
+    if not task.kind.several:
         return (class_ids(label) != class_ids(prediction)).astype(np.int64)
-    if task.task == "multi_label":
-        count = len(task.label_names)
-        return (indicators(label, count) ^ indicators(prediction, count)).sum(axis=1)
-    return numbers(prediction) - numbers(label)
+    count = len(task.label_names)
+    return (indicators(label, count) ^ indicators(prediction, count)).sum(axis=1)
 
 
 def _input(value: object) -> str | None:
@@ -157,9 +157,9 @@ def _input(value: object) -> str | None:
 
 
 def _answer(value: Any, task: Task) -> str:
-    if task.task == "regression":
+    if not task.kind.has_classes:
         return number(value)
-    if task.task == "classification":
+    if not task.kind.several:
         return class_name(task.label_names[value], NAME_LENGTH)
     names = [class_name(task.label_names[index], NAME_LENGTH) for index in value]
     more = [f"and {len(names) - SHOWN_OF_A_SET} more"] if len(names) > SHOWN_OF_A_SET else []
@@ -168,9 +168,9 @@ def _answer(value: Any, task: Task) -> str:
 
 def _note(row: dict[Any, Any], task: Task) -> str:
     """What there is to add to a prediction: its probability, or how far off it is."""
-    if task.task == "multi_label":
+    if task.kind.several:
         return ""
-    if task.task == "regression":
+    if not task.kind.has_classes:
         error = row["prediction"] - row["label"]
         return "" if math.isnan(error) else f", off by {error:+.4g}"
     probability = probabilities(task.task, np.asarray([row["logits"]], dtype=np.float32))

@@ -35,10 +35,10 @@ def plot_names(label_names: Sequence[str]) -> list[str]:
 def confusion_rows(predictions: pd.DataFrame, task: Task) -> pd.DataFrame:
     """A row per labelled example for DVC's `confusion` template: the columns `label` and `prediction`, by name.
 
-    No rows unless the task is classification: only there is one class taken for another.
+    No rows unless a row has one class: only there is one taken for another.
     """
     rows = labelled(predictions)
-    if task.task != "classification":
+    if task.kind.several or not task.kind.has_classes:
         rows = rows.iloc[:0]
     names = plot_names(task.label_names)
     return pd.DataFrame({column: [names[i] for i in class_ids(rows[column])] for column in ("label", "prediction")})
@@ -54,23 +54,23 @@ def _curve(applies: NDArray[np.bool_], probability: NDArray[np.float64]) -> pd.D
 def precision_recall_rows(predictions: pd.DataFrame, task: Task) -> pd.DataFrame:
     """Precision-recall curves, each label against its absence: columns precision, recall, threshold, label (its name).
 
-    Of two classes only id 1, the positive one; a label without a row of its own has no curve; in regression there is
+    Of two classes only id 1, the positive one; a label without a row of its own has no curve; without classes there is
     none. At most 200 points a label.
     """
     empty = pd.DataFrame(columns=CURVE_COLUMNS)
     rows = labelled(predictions)
-    if task.task == "regression" or rows.empty:
+    if not task.kind.has_classes or rows.empty:
         return empty
     probability = probabilities(task.task, logit_matrix(rows["logits"]))
     assert probability is not None
     count = len(task.label_names)
-    multi_label = task.task == "multi_label"
-    applies = indicators(rows["label"], count) if multi_label else np.eye(count, dtype=bool)[class_ids(rows["label"])]
+    several = task.kind.several
+    applies = indicators(rows["label"], count) if several else np.eye(count, dtype=bool)[class_ids(rows["label"])]
     # A model that diverged says NaN, which is on no side of a threshold.
     finite = np.isfinite(probability).all(axis=1)
     probability, applies = probability[finite], applies[finite]
     names = plot_names(task.label_names)
-    shown = range(count) if multi_label or count != 2 else [1]
+    shown = range(count) if several or count != 2 else [1]
     curves = [
         _curve(applies[:, index], probability[:, index]).assign(label=names[index])
         for index in shown

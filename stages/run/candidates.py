@@ -12,11 +12,11 @@ from torch import nn
 from stages.config.schema import Params
 from stages.ground import disk
 from stages.ground.places import step_name
-from stages.run.dvc_cache import find_in_dvc_cache
 from stages.keeping.sealed import DamagedError, FileRecord
 from stages.keeping.store import Shelf
 from stages.modeling.build import save_model
 from stages.run.checkpoint import Checkpoints
+from stages.run.dvc_cache import find_in_dvc_cache
 from stages.run.state import Candidate, parse_progress
 from stages.scoring.ranking import ranked
 

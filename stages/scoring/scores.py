@@ -69,7 +69,7 @@ def _compute(entry: str, task: Task, params: EvaluateParams, logits: Logits, lab
     inputs: dict[str, Any] = {"predictions": decisions, "references": labels}
     if is_custom(entry):
         return _load(_script(entry)).compute(**inputs)
-    if task.task != "regression":
+    if task.kind.has_classes:
         inputs["probabilities"] = probabilities(task.task, logits)
     with warnings.catch_warnings():
         # Where a score is not defined, its value says so: 0 or NaN.

@@ -30,12 +30,12 @@ from stages.modeling.world import World
 from stages.run import codec
 from stages.run.state import TrainState
 from stages.scoring.scorer import Scorer
+from stages.tasks.base import Kind
 from stages.training.loop import Inputs
 
 SHOWN_CHARACTERS = 160
 # What only changes a tensor's shape, type or place in the graph that autograd records.
 PASSED_THROUGH = ("ToCopy", "View", "Reshape", "Squeeze", "Unsqueeze", "Select", "Slice", "Clone", "Alias", "Expand")
-LABEL_DTYPES = {"classification": torch.int64, "multi_label": torch.float32, "regression": torch.float32}
 
 
 def preflight(state: TrainState, inputs: Inputs, params: Params, say: Callable[[str], None]) -> None:
@@ -61,7 +61,7 @@ def preflight(state: TrainState, inputs: Inputs, params: Params, say: Callable[[
     batch = compute.put(batch)
     labels = batch.pop("labels")
     head = head_of(task, loss_name(params.train, task))
-    _check_labels(labels, task.task, len(task.label_names))
+    _check_labels(labels, task.kind, len(task.label_names))
     shapes = ", ".join(f"{name} {_shape(tensor)}" for name, tensor in batch.items())
     with _untouched(model):
         compute.seed_at(micro_batch.step, micro_batch.micro_batch)
@@ -175,12 +175,12 @@ def _check_devices(model: nn.Module, device: torch.device) -> None:
             )
 
 
-def _check_labels(labels: Tensor, task: str, classes: int) -> None:
-    expected = LABEL_DTYPES[task]
+def _check_labels(labels: Tensor, kind: Kind, classes: int) -> None:
+    expected = getattr(torch, kind.label_dtype)
     if labels.dtype != expected:
-        raise UserError(f"the labels are {labels.dtype}, but {task} needs {expected}; run: dvc repro tokenize")
-    outside = (labels < 0) | (labels > (classes - 1 if task == "classification" else 1))
-    if task != "regression" and bool(outside.any()):
+        raise UserError(f"the labels are {labels.dtype}, but {kind.name} needs {expected}; run: dvc repro tokenize")
+    outside = (labels < 0) | (labels > (1 if kind.several else classes - 1))
+    if kind.has_classes and bool(outside.any()):
         raise UserError(
             f"label {labels[outside][0].item()} is outside of the {classes} classes; run: dvc repro tokenize"
         )
@@ -231,17 +231,12 @@ def _doubt_gradients(model: nn.Module, say: Callable[[str], None]) -> None:
 
 
 def _doubt_loss(loss: float, inputs: Inputs, params: Params, labels: Tensor, say: Callable[[str], None]) -> None:
-    """Compare with an untrained head: ln C for C classes, ln 2 a label, and in regression the mean of the labels."""
+    """Compare with an untrained head: ln C for C classes, ln 2 a label, and without classes the mean of the labels."""
     task, train = inputs.task, params.train
     name = loss_name(train, task)
-    if (
-        is_custom(name)
-        or train.loss_kwargs
-        or train.init_from_run
-        or (task.task == "multi_label" and train.class_weights)
-    ):
+    if is_custom(name) or train.loss_kwargs or train.init_from_run or (task.kind.several and train.class_weights):
         return
-    if task.task == "regression":
+    if not task.kind.has_classes:
         constant = inputs.objective.rows(labels.mean().expand(len(labels), 1), labels).mean().item()
         if loss > 10 * constant + 1e-6:
             say(

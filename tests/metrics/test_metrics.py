@@ -15,7 +15,7 @@ import sklearn.metrics as sk
 from numpy.typing import NDArray
 
 from stages.batches.tokenized import Task
-from stages.config.schema import METRICS, EvaluateParams
+from stages.config.schema import EvaluateParams
 from stages.modeling.head import decide, probabilities
 from stages.scoring.scores import score
 from tests.support.project import ROOT
@@ -39,7 +39,7 @@ def make_params(*metrics: str, best: str = "loss", threshold: float = 0.5) -> Ev
 
 def check(task: Task, logits: NDArray[Any], labels: NDArray[Any], expected: dict[str, float], threshold: float) -> None:
     """Every metric of the task, in the reverse order, so that the order is seen to be that of params."""
-    names = METRICS[task.task][::-1]
+    names = task.kind.metrics[::-1]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = score(task, make_params(*names, threshold=threshold), logits, labels)

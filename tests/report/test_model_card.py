@@ -16,7 +16,7 @@ import yaml
 
 from stages.batches.tokenized import Task, save_task
 from stages.config.read import parse_params, read_yaml
-from stages.config.schema import METRICS, ModelParams
+from stages.config.schema import ModelParams
 from stages.data.features import Standardizer
 from stages.modeling.build import build_model, save_model
 from stages.modeling.head import decide, head_of
@@ -156,7 +156,7 @@ def publish(task: Task, model: ModelParams, tiny_model: Path, loss: str | None =
     values["train"] |= {"loss": loss}
     values["tokenize"] |= {"max_length": 16, "tokenizer": str(tiny_model) if task.text_columns else None}
     values["build_loaders"]["bucketing"] = "none"
-    values["evaluate"] |= {"metrics": [METRICS[task.task][0]], "metric_for_best_model": "loss"}
+    values["evaluate"] |= {"metrics": [task.kind.metrics[0]], "metric_for_best_model": "loss"}
     params = parse_params(values)
     tokenized, candidate, best = Path("data/tokenized"), Path("models/candidates/step-00000030"), Path("models/best")
     for folder in (tokenized, candidate, best):

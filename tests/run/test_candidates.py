@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from stages.run import dvc_cache
 from stages.keeping.sealed import MANIFEST, DamagedError, FileRecord
 from stages.run import candidates as module
+from stages.run import dvc_cache
 from stages.run.candidates import Candidates
 from stages.run.state import Candidate
 from tests.support.damage import DAMAGE, flip
