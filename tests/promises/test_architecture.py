@@ -39,6 +39,7 @@ NOT_IMPORTED = {
         "stages/scoring/predictor.py": "makes tables, which train does not publish",
     },
     "evaluate": {
+        "stages/scoring/ranking.py": "scores candidates, and does not compare them",
         "stages/keeping/environment.py": "counts environments, as train does",
         "stages/batches/plan.py": "runs the rows in an order of their lengths",
         "stages/modeling/buffers.py": "changes none",
