@@ -74,7 +74,7 @@ class Candidates:
     def _find(self, candidate: Candidate, name: str) -> Path | None:
         left = self.shelf.store.path(self.shelf.key(candidate.step), name)
         with contextlib.suppress(OSError):
-            if disk.sha256_file(left) == candidate.files[name].sha256:
+            if left.is_file() and disk.sha256_file(left) == candidate.files[name].sha256:
                 return left
         return find_in_dvc_cache(candidate.files[name])
 
