@@ -14,6 +14,7 @@ import pytest
 
 from stages.config.read import read_yaml
 from tests.support.project import ROOT, Checkout
+from tests.support.train_stage import run_stage
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +29,7 @@ def done(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Checkout
 def clone(done: Checkout, folder: Path) -> Checkout:
     """A clone of `done` with its outs, and a cache of its own."""
     done.run("git", "clone", "-q", str(done.folder), str(folder))
-    work = object.__new__(Checkout)
-    work.folder, work.env = folder, {**done.env, "DVC_SITE_CACHE_DIR": str(folder.parent / "site-cache")}
+    work = Checkout.at(folder, {**done.env, "DVC_SITE_CACHE_DIR": str(folder.parent / "site-cache")})
     shutil.copytree(done.folder / ".dvc/cache", folder / ".dvc/cache")
     work.run("dvc", "checkout", "-q")
     return work
@@ -155,8 +155,7 @@ def test_a_second_clone_ends_with_the_same_lock(done: Checkout, tmp_path: Path, 
 def test_dvc_compares_commits(done: Checkout, tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     done.run("git", "clone", "-q", str(done.folder), str(clone))
-    work = object.__new__(Checkout)
-    work.folder, work.env = clone, done.env
+    work = Checkout.at(clone, done.env)
     train = read_json(work, "params.yaml")
     train["train"]["learning_rate"] = 5e-3
     (clone / "params.yaml").write_text(json.dumps(train, indent=1))
@@ -300,7 +299,7 @@ def test_looking_changes_nothing(done: Checkout, tmp_path: Path) -> None:
     assert {path.stem for path in (work.folder / "stages/watching").glob("*.py")} == {*stubs, "__init__"}
     for name, text in stubs.items():
         (work.folder / f"stages/watching/{name}.py").write_text(text)
-    output = work.run("python", "-m", "stages.train")
+    output = run_stage(work, "train")
     assert "22 steps" in output
     assert "first batch" not in output
     outs = ("models/candidates", "metrics/train.json", "plots/train.tsv", "plots/eval.tsv")
@@ -323,7 +322,7 @@ def test_stages_after_train_compute_with_its_threads_and_say_so(done: Checkout, 
 def test_stage_that_finished_is_published_again_without_training(done: Checkout) -> None:
     before = done.digests("models/candidates", "metrics/train.json", "plots/train.tsv")
     started = len(done.log())
-    output = done.run("python", "-m", "stages.train")
+    output = run_stage(done, "train")
     assert "complete since step 22: publishing it" in output
     assert done.digests("models/candidates", "metrics/train.json", "plots/train.tsv") == before
     assert [event["step"] for event in done.log()[started:]] == [22, 22]
