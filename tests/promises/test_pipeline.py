@@ -144,14 +144,6 @@ def test_nothing_changed_starts_no_stage(done: Checkout) -> None:
     assert "up to date" in output
 
 
-def test_a_second_clone_ends_with_the_same_lock(done: Checkout, tmp_path: Path, tiny_model: Path) -> None:
-    second = Checkout(tmp_path / "elsewhere", tiny_model, {})
-    second.repro()
-    assert second.digests() == done.digests()
-    assert len(second.runs()) == 1  # it trained, and did not find the other's result
-    assert [event["step"] for event in second.log() if event["event"] == "start"] == [0]
-
-
 def test_dvc_compares_commits(done: Checkout, tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     done.run("git", "clone", "-q", str(done.folder), str(clone))
@@ -284,27 +276,6 @@ def test_train_that_dvc_runs_again_for_a_message_publishes_at_once(done: Checkou
     assert "is complete since step 22: publishing it, nothing to train" in output
     assert "Running stage 'evaluate'" not in output
     assert work.digests("models", "data/predictions", "plots") == done.digests("models", "data/predictions", "plots")
-
-
-def test_looking_changes_nothing(done: Checkout, tmp_path: Path) -> None:
-    """`stages/watching` is no part of a run's identity: without all of it, every byte is the same."""
-    work = clone(done, tmp_path / "clone")
-    stubs = {
-        "preflight": "def preflight(*_):\n    pass\n",
-        "loggers": "def make_loggers(*_):\n    return []\n",
-        "progress_bar": "from stages.training.callbacks import Callback\n\n\n"
-        "class ProgressBar(Callback):\n    def __init__(self, *_):\n        pass\n",
-    }
-    (work.folder / "stages/watching/__init__.py").write_text("")
-    assert {path.stem for path in (work.folder / "stages/watching").glob("*.py")} == {*stubs, "__init__"}
-    for name, text in stubs.items():
-        (work.folder / f"stages/watching/{name}.py").write_text(text)
-    output = run_stage(work, "train")
-    assert "22 steps" in output
-    assert "first batch" not in output
-    outs = ("models/candidates", "metrics/train.json", "plots/train.tsv", "plots/eval.tsv")
-    assert work.digests(*outs) == done.digests(*outs)
-    assert [run.name for run in work.runs()] == [run.name for run in done.runs()]
 
 
 def test_stages_after_train_compute_with_its_threads_and_say_so(done: Checkout, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ LONG = {"train": {"num_train_epochs": 50, "eval_strategy": "steps", "eval_steps"
 SHORT = {"train": {"num_train_epochs": 1}}
 
 
-def test_storm_of_kills_ends_with_the_same_lock(tmp_path: Path, tiny_model: Path) -> None:
+def test_storm_of_kills_ends_with_the_lock_of_another_checkout(tmp_path: Path, tiny_model: Path) -> None:
     reference = Checkout(tmp_path / "reference", tiny_model, LONG)
     reference.repro()
     expected = storm.digests(reference.folder)
@@ -36,6 +36,7 @@ def test_storm_of_kills_ends_with_the_same_lock(tmp_path: Path, tiny_model: Path
     assert report.total_kills == 6
     assert report.in_stage["train"] >= 2
     assert report.resumed >= 1
+    assert len(killed.runs()) == 1  # it trained, and did not find the other's result
     shutil.rmtree(killed.folder)
 
 
