@@ -16,7 +16,7 @@ run: setup  ## run the pipeline: what is done already is skipped
 	$(BIN)/python -m stages repro
 
 test: setup  ## run the tests
-	$(BIN)/python -m pytest -n 2 --dist loadscope
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 demo: setup  ## start, kill -9, run again, compare hashes
 	tools/kill_demo.sh

@@ -16,6 +16,20 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 pytest_plugins = ["tests.support.train_stage"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Which tests are kept in one process by `--dist loadgroup`, and in which order they are begun.
+
+    A module's are, as they share its fixtures; but the long ones of promises/ only where they do, and they come first,
+    the longest before all others: so all processes end at about the same time.
+    """
+    for item in items:
+        fixtures = getattr(item, "_fixtureinfo").name2fixturedefs.values()  # noqa: B009  a private one
+        shares = any(definitions[-1].scope == "module" for definitions in fixtures)
+        if shares or "promises" not in item.path.parts:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=lambda item: (item.path.stem != "test_storm", "promises" not in item.path.parts))
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT of two layers with random weights and dropout, 64 positions, and its fast WordPiece tokenizer."""

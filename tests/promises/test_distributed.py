@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.support.fork_server import fork_server
 from tests.support.project import Checkout
 from tests.support.train_stage import SAVES, TRAIN_OUTS, executed_steps, train
 
@@ -41,6 +43,21 @@ def start(checkout: Checkout) -> subprocess.Popen[str]:
 
 def finish(checkout: Checkout, code: int | None = 0) -> str:
     return checkout.run(sys.executable, "-m", "stages.launch", code=code)
+
+
+def train_in(processes: int, checkout: Checkout) -> str:
+    """Train to the end in this many processes that no launcher has to start, which takes many times as long; what the
+    main one printed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(processes)}
+    started = [
+        fork_server().start(checkout.folder, "stages.train", RANK=str(rank), LOCAL_RANK=str(rank), **place)
+        for rank in range(processes)
+    ]
+    outputs = [process.communicate(timeout=300)[0] for process in started]
+    assert [process.returncode for process in started] == [0] * processes, outputs
+    return outputs[0]
 
 
 def workers(launched: subprocess.Popen[str]) -> list[int]:
@@ -78,7 +95,7 @@ def test_any_number_of_processes_gives_the_same_up_to_summation_order(
     prepared: Callable[..., Checkout], one_process: Checkout, processes: int
 ) -> None:
     checkout = several(prepared, processes)
-    assert f", {processes} processes" in finish(checkout)
+    assert f", {processes} processes" in train_in(processes, checkout)
     ours, theirs = weights(checkout), weights(one_process)
     assert ours.keys() == theirs.keys()
     for name in ours:
@@ -95,7 +112,7 @@ def test_killing_any_process_takes_the_job_down_and_the_next_start_goes_on_to_th
 ) -> None:
     settings = {"num_train_epochs": 12, "eval_steps": 20, "precision": "bf16", **SAVES}
     reference, killed = several(prepared, 2, **settings), several(prepared, 2, **settings)
-    finish(reference)
+    train_in(2, reference)
     generator = random.Random(0)
     for victim in (0, 1):
         known = set(killed.folder.glob("runs/*/checkpoints/step-*"))
@@ -165,8 +182,8 @@ def test_model_of_ones_own_gives_the_same_bytes_twice_in_two_processes(
         "train": {"launcher": launcher(2), "num_train_epochs": 1},
     }
     first, second = prepared(params), prepared(params)
-    finish(first)
-    finish(second)
+    train_in(2, first)
+    train_in(2, second)
     assert first.digests(*TRAIN_OUTS) == second.digests(*TRAIN_OUTS)
 
 
@@ -176,7 +193,7 @@ def test_signal_to_one_process_between_steps_stops_all_with_the_state_saved(prep
     assert "stopped by SIGTERM after step 5, saved" in output
     assert "/stages/" not in output, "a traceback of ours"
     assert "another process" not in output, "they did not leave together"
-    finish(checkout)
+    train_in(2, checkout)
     assert executed_steps(checkout) == [0, 5]
 
 
@@ -191,8 +208,8 @@ def test_signal_to_one_process_in_an_evaluation_stops_all_and_it_is_done_again(
     assert "stopped by SIGTERM after step 8, saved" in output
     assert "/stages/" not in output, "a traceback of ours"
     assert "another process" not in output, "they did not leave together"
-    finish(checkout)
-    finish(reference)
+    train_in(2, checkout)
+    train_in(2, reference)
     assert executed_steps(checkout) == [0, 8]
     assert checkout.digests(*TRAIN_OUTS) == reference.digests(*TRAIN_OUTS)
 

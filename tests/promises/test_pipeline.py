@@ -14,6 +14,7 @@ import pytest
 
 from stages.config.read import read_yaml
 from tests.support.project import ROOT, Checkout
+from tests.support.train_stage import run_stage
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +29,7 @@ def done(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Checkout
 def clone(done: Checkout, folder: Path) -> Checkout:
     """A clone of `done` with its outs, and a cache of its own."""
     done.run("git", "clone", "-q", str(done.folder), str(folder))
-    work = object.__new__(Checkout)
-    work.folder, work.env = folder, {**done.env, "DVC_SITE_CACHE_DIR": str(folder.parent / "site-cache")}
+    work = Checkout.at(folder, {**done.env, "DVC_SITE_CACHE_DIR": str(folder.parent / "site-cache")})
     shutil.copytree(done.folder / ".dvc/cache", folder / ".dvc/cache")
     work.run("dvc", "checkout", "-q")
     return work
@@ -144,19 +144,10 @@ def test_nothing_changed_starts_no_stage(done: Checkout) -> None:
     assert "up to date" in output
 
 
-def test_a_second_clone_ends_with_the_same_lock(done: Checkout, tmp_path: Path, tiny_model: Path) -> None:
-    second = Checkout(tmp_path / "elsewhere", tiny_model, {})
-    second.repro()
-    assert second.digests() == done.digests()
-    assert len(second.runs()) == 1  # it trained, and did not find the other's result
-    assert [event["step"] for event in second.log() if event["event"] == "start"] == [0]
-
-
 def test_dvc_compares_commits(done: Checkout, tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     done.run("git", "clone", "-q", str(done.folder), str(clone))
-    work = object.__new__(Checkout)
-    work.folder, work.env = clone, done.env
+    work = Checkout.at(clone, done.env)
     train = read_json(work, "params.yaml")
     train["train"]["learning_rate"] = 5e-3
     (clone / "params.yaml").write_text(json.dumps(train, indent=1))
@@ -287,27 +278,6 @@ def test_train_that_dvc_runs_again_for_a_message_publishes_at_once(done: Checkou
     assert work.digests("models", "data/predictions", "plots") == done.digests("models", "data/predictions", "plots")
 
 
-def test_looking_changes_nothing(done: Checkout, tmp_path: Path) -> None:
-    """`stages/watching` is no part of a run's identity: without all of it, every byte is the same."""
-    work = clone(done, tmp_path / "clone")
-    stubs = {
-        "preflight": "def preflight(*_):\n    pass\n",
-        "loggers": "def make_loggers(*_):\n    return []\n",
-        "progress_bar": "from stages.training.callbacks import Callback\n\n\n"
-        "class ProgressBar(Callback):\n    def __init__(self, *_):\n        pass\n",
-    }
-    (work.folder / "stages/watching/__init__.py").write_text("")
-    assert {path.stem for path in (work.folder / "stages/watching").glob("*.py")} == {*stubs, "__init__"}
-    for name, text in stubs.items():
-        (work.folder / f"stages/watching/{name}.py").write_text(text)
-    output = work.run("python", "-m", "stages.train")
-    assert "22 steps" in output
-    assert "first batch" not in output
-    outs = ("models/candidates", "metrics/train.json", "plots/train.tsv", "plots/eval.tsv")
-    assert work.digests(*outs) == done.digests(*outs)
-    assert [run.name for run in work.runs()] == [run.name for run in done.runs()]
-
-
 def test_stages_after_train_compute_with_its_threads_and_say_so(done: Checkout, tmp_path: Path) -> None:
     work = clone(done, tmp_path / "clone")
     shutil.copytree(done.folder / "runs", work.folder / "runs")
@@ -323,7 +293,7 @@ def test_stages_after_train_compute_with_its_threads_and_say_so(done: Checkout, 
 def test_stage_that_finished_is_published_again_without_training(done: Checkout) -> None:
     before = done.digests("models/candidates", "metrics/train.json", "plots/train.tsv")
     started = len(done.log())
-    output = done.run("python", "-m", "stages.train")
+    output = run_stage(done, "train")
     assert "complete since step 22: publishing it" in output
     assert done.digests("models/candidates", "metrics/train.json", "plots/train.tsv") == before
     assert [event["step"] for event in done.log()[started:]] == [22, 22]

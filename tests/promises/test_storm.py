@@ -7,10 +7,10 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +23,7 @@ LONG = {"train": {"num_train_epochs": 50, "eval_strategy": "steps", "eval_steps"
 SHORT = {"train": {"num_train_epochs": 1}}
 
 
-def test_storm_of_kills_ends_with_the_same_lock(tmp_path: Path, tiny_model: Path) -> None:
+def test_storm_of_kills_ends_with_the_lock_of_another_checkout(tmp_path: Path, tiny_model: Path) -> None:
     reference = Checkout(tmp_path / "reference", tiny_model, LONG)
     reference.repro()
     expected = storm.digests(reference.folder)
@@ -36,6 +36,7 @@ def test_storm_of_kills_ends_with_the_same_lock(tmp_path: Path, tiny_model: Path
     assert report.total_kills == 6
     assert report.in_stage["train"] >= 2
     assert report.resumed >= 1
+    assert len(killed.runs()) == 1  # it trained, and did not find the other's result
     shutil.rmtree(killed.folder)
 
 
@@ -50,18 +51,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Chec
 @pytest.fixture
 def small(tmp_path: Path, finished: Checkout) -> Checkout:
     """A copy of `finished` with a cache, runs and history of its own."""
-    checkout = object.__new__(Checkout)
-    checkout.folder, checkout.env = tmp_path / "repo", finished.env
-    shutil.copytree(finished.folder, checkout.folder)
-    return checkout
+    return finished.copy(tmp_path / "repo")
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"write": {"a": 1}, "read": {}}'])
-def test_torn_rwlock_is_set_aside(finished: Checkout, content: str) -> None:
-    rwlock = finished.folder / ".dvc/tmp/rwlock"
-    rwlock.write_text(content)
-    if content != '{"write": {"a": 1}, "read": {}}':
-        assert "orrupted" in finished.run("dvc", "repro", code=None)  # plain DVC stays blocked: the reason for all this
+def test_torn_rwlock_is_set_aside(finished: Checkout) -> None:
+    (finished.folder / ".dvc/tmp/rwlock").write_text("{")
+    assert "orrupted" in finished.run("dvc", "repro", code=None)  # plain DVC stays blocked: the reason for all this
     output = finished.repro()
     assert "mended: .dvc/tmp/rwlock" in output
     assert "up to date" in output
@@ -79,23 +74,11 @@ def test_rwlock_of_a_live_process_is_left_alone(finished: Checkout) -> None:
     rwlock.write_text("{}")
 
 
-def test_rwlock_entry_of_a_dead_process_whose_number_lives_on_is_removed(finished: Checkout) -> None:
-    rwlock = finished.folder / ".dvc/tmp/rwlock"
-    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    entry = {"pid": other.pid, "cmd": "dvc repro"}
-    rwlock.write_text(json.dumps({"write": {str(finished.folder / "dvc.lock"): entry}, "read": {}}))
-    os.utime(rwlock, (time.time() - 3600,) * 2)  # written long before that process began
-    assert "removed the entries of processes that have ended" in finished.repro()
-    other.kill()
-    other.wait()
-
-
-@pytest.mark.parametrize("keep", [0, 0.5])
-def test_torn_lock_file_is_set_aside_and_filled_from_the_cache(finished: Checkout, keep: float) -> None:
+def test_torn_lock_file_is_set_aside_and_filled_from_the_cache(finished: Checkout) -> None:
     lock = finished.folder / "dvc.lock"
     content = lock.read_bytes()
     started = len(finished.log())
-    lock.write_bytes(content[: int(len(content) * keep)])
+    lock.write_bytes(content[: len(content) // 2])
     output = finished.repro()
     assert "mended: dvc.lock was torn" in output
     assert lock.read_bytes() == content
@@ -103,10 +86,27 @@ def test_torn_lock_file_is_set_aside_and_filled_from_the_cache(finished: Checkou
     assert list((finished.folder / ".dvc/tmp").glob("dvc.lock.damaged-*"))
 
 
+LATEST: dict[str, dict[str, Any]] = {"train": {"num_train_epochs": 1}, "select_best": {"tie_break": "latest"}}
+
+
+@pytest.fixture(scope="module")
+def selected(tmp_path_factory: pytest.TempPathFactory, finished: Checkout) -> dict[str, str]:
+    """The outs and the lock of `finished` where another candidate's tie is broken, from a run that nobody disturbed:
+    of what train left, all is made anew."""
+    checkout = finished.copy(tmp_path_factory.mktemp("selected") / "repo")
+    checkout.set_params(LATEST)
+    for name in ("models", "metrics", "plots", "report.html", "data/predictions"):
+        checkout.run("rm", "-rf", name)
+    checkout.repro("--no-run-cache")
+    return checkout.digests()
+
+
 @pytest.mark.parametrize("point", [r"on:dvc\.lock$", r"past:dvc\.lock$", "past:tmp/rwlock$", "past:files/md5"])
-def test_dvc_killed_in_its_own_commit_is_simply_run_again(small: Checkout, finished: Checkout, point: str) -> None:
+def test_dvc_killed_in_its_own_commit_is_simply_run_again(
+    small: Checkout, selected: dict[str, str], point: str
+) -> None:
     checkout = small
-    checkout.set_params({"train": {"num_train_epochs": 1}, "select_best": {"tie_break": "latest"}})
+    checkout.set_params(LATEST)
     script = f"import faults; faults.install({point!r}); from dvc.cli import main; raise SystemExit(main(['repro']))"
     process = checkout.start(sys.executable, "-c", script, PYTHONPATH=str(Path(faults.__file__).parent))
     output, _ = process.communicate(timeout=120)
@@ -116,15 +116,11 @@ def test_dvc_killed_in_its_own_commit_is_simply_run_again(small: Checkout, finis
         assert "mended: dvc.lock was torn" in output
     if point == "past:tmp/rwlock$":
         assert "mended: .dvc/tmp/rwlock" in output
-    killed = checkout.digests()
-    for name in ("dvc.lock", "models", "metrics", "plots", "report.html", "data/predictions"):
-        checkout.run("rm", "-rf", name)
-    shutil.copy(finished.folder / "dvc.lock", checkout.folder / "dvc.lock")
-    checkout.repro("--no-run-cache")
-    assert checkout.digests() == killed
+    assert checkout.digests() == selected
 
 
-EXPERIMENT = ("dvc", "exp", "run", "-S", "train.num_train_epochs=60")
+EPOCHS = 25  # long enough to be met while it trains
+EXPERIMENT = ("dvc", "exp", "run", "-S", f"train.num_train_epochs={EPOCHS}")
 
 
 def kill_experiment(checkout: Checkout, *command: str) -> None:
@@ -146,7 +142,7 @@ def test_detached_head_of_a_killed_experiment_goes_back_to_its_branch(small: Che
     assert "mended: HEAD was left detached" in output
     assert "going on after step" in output
     assert small.run("git", "symbolic-ref", "HEAD").strip() == branch
-    assert read_yaml(small.folder / "params.yaml")["train"]["num_train_epochs"] == 60
+    assert read_yaml(small.folder / "params.yaml")["train"]["num_train_epochs"] == EPOCHS
     assert small.run("git", "for-each-ref", "refs/exps/exec") == ""
 
 

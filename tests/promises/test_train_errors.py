@@ -57,7 +57,7 @@ def test_training_parameter_that_only_a_library_can_judge_is_one_line(
 def test_code_of_ones_own_that_the_deps_lack_is_refused_with_the_line_to_add(prepared: Callable[..., Checkout]) -> None:
     checkout = prepared({"train": {"lr_scheduler_type": "mine:New", "warmup_steps": 0}})
     (checkout.folder / "mine.py").write_text("class New: pass\n")
-    output = checkout.run("python", "-m", "stages.train", code=2)
+    output = train(checkout, code=2)
     assert "add the line `- mine.py` under stages.train.deps" in output
 
 

@@ -89,13 +89,13 @@ def test_report_needs_no_network(name: str) -> None:
 def test_report_is_a_pure_function_of_its_input(tmp_path: Path) -> None:
     (tmp_path / "matplotlibrc").write_text("savefig.dpi: 33\nfont.family: serif\nsavefig.bbox: tight\n")
     program = (
-        "import hashlib, sys; sys.path[:0] = sys.argv[1:]\n"
-        "from test_report import TASKS, render_report, report_input\n"
+        "import hashlib, sys; sys.path.insert(0, sys.argv[1])\n"
+        "from tests.report.test_html import TASKS, render_report, report_input\n"
         "for task in TASKS.values():\n"
         "    print(hashlib.sha256(render_report(**report_input(task)).encode()).hexdigest())"
     )
     elsewhere = subprocess.run(
-        [sys.executable, "-c", program, str(ROOT), str(ROOT / "tests")],
+        [sys.executable, "-c", program, str(ROOT)],
         cwd=tmp_path,
         env=os.environ | {"PYTHONHASHSEED": "77", "TZ": "Pacific/Apia", "MPLBACKEND": "svg", "LC_ALL": "C"},
         capture_output=True,

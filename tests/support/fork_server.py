@@ -1,102 +1,175 @@
-"""Runs `python -m stages.train` many times without paying for its imports each time.
+"""Runs stages many times without paying for their imports each time.
 
-`python -m tests.support.fork_server` imports them once and then forks a process for every JSON line on standard input:
-{"folder", "point" (of faults.py, or null), "output" (a file), "env"}. It answers with the exit status, negative for a
-signal. Every run is a process of its own, with real files and real SIGKILL; what a start of the interpreter adds is
-tested by the runs that do not come from here.
+`python -m tests.support.fork_server` imports all that the stages import, and forgets the stages themselves. It then
+forks a process for every JSON line on standard input: {"folder", "module", "point" (of faults.py, or null), "output" (a
+file), "answers" (a fifo), "env"}, and answers with the pid, and at its end with the exit status, negative for a signal.
+Every run is a process of its own in a session of its own, with the checkout's own code, real files and real SIGKILL;
+what a start of the interpreter adds is tested by the runs that do not come from here.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import importlib
+import itertools
 import json
 import os
 import runpy
+import select
+import signal
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import stages
-from stages.config.pipeline import load_stage
-from stages.keeping.code import find_code
 from tests.support import faults
 
 ROOT = Path(__file__).resolve().parents[2]
+# Beside the top-level imports of the stages: what they import as they go, and takes longest.
+LAZY = ("evaluate", "transformers.models.bert.modeling_bert", "transformers.models.bert.tokenization_bert")
 
 
 def serve() -> None:
     """Answer requests until standard input ends."""
-    import evaluate  # noqa: F401  the slowest import, and train's only lazy one
-
-    os.chdir(ROOT)
-    for path in sorted(find_code(load_stage("train")).files):
-        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        # Those of stages.metrics are imported by `evaluate` alone, from a copy, and which depends on the task.
-        if name != "stages.train" and not name.startswith("stages.metrics"):
-            importlib.import_module(name)
+    import_what_stages_import()
     for line in sys.stdin:
-        request = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            run(request)
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        if os.fork() == 0:
+            watch(json.loads(line))
+
+
+def import_what_stages_import() -> None:
+    from stages.config.pipeline import load_stage
+    from stages.config.read import read_yaml
+    from stages.keeping.code import find_code
+
+    for stage in read_yaml(Path("dvc.yaml"))["stages"]:
+        for path in find_code(load_stage(stage)).files:
+            importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
+    for name in LAZY:
+        importlib.import_module(name)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "stages"]:
+        del sys.modules[name]
+
+
+def watch(request: dict[str, Any]) -> None:
+    """A process between the server and the run: tells of its beginning and its end."""
+    code = 1
+    try:
+        with open(request["answers"], "w") as answers:
+            child = os.fork()
+            if child == 0:
+                run(request)
+            print(child, file=answers, flush=True)
+            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=answers, flush=True)
+        code = 0
+    finally:
+        os._exit(code)
 
 
 def run(request: dict[str, Any]) -> None:
-    """The child: become train."""
+    """Become the stage, as `python -m` does in the checkout."""
     code = 1
     try:
         os.setsid()
         os.chdir(request["folder"])
         os.environ.update(request["env"])
-        # Modules come from the repository, but what a user brings along from the checkout.
-        stages.__path__.insert(0, str(Path("stages").absolute()))
-        sys.modules.pop("__mp_main__", None)  # multiprocessing's second name for this file
-        for name, module in list(sys.modules.items()):
-            if name.partition(".")[0] == "stages" and module.__file__:
-                module.__file__ = module.__file__.replace(str(ROOT), str(Path.cwd()))
+        sys.path[0] = request["folder"]
+        importlib.invalidate_caches()
         output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
+        for target, source in ((0, os.open(os.devnull, os.O_RDONLY)), (1, output), (2, output)):
+            os.dup2(source, target)
         if request["point"]:
             faults.install(request["point"])
-        runpy.run_module("stages.train", run_name="__main__", alter_sys=True)
+        runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
         code = 0
     except SystemExit as ending:
-        code = ending.code if isinstance(ending.code, int) else 1
+        code = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
 
 
-class Forker:
-    """The other side: `run` gives a run's exit status and what it printed."""
+class Forked:
+    """A run that the server was asked for: of what `subprocess.Popen` can, the part that tests need."""
+
+    def __init__(self, answers: Path, output: Path) -> None:
+        self._answers = answers.open()
+        self._output = output
+        self.returncode: int | None = None
+        self.pid = int(self._answers.readline())
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            if not select.select([self._answers], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout or 0, self._output.read_text())
+            self.returncode = int(self._answers.readline())
+            self._answers.close()
+        return self.returncode
+
+    def poll(self) -> int | None:
+        if self.returncode is None and not select.select([self._answers], [], [], 0)[0]:
+            return None
+        return self.wait()
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, None]:
+        self.wait(timeout)
+        return self._output.read_text(), None
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+class ForkServer:
+    """The other side."""
 
     def __init__(self) -> None:
+        self._numbers = itertools.count()
         self._process = subprocess.Popen(
             # With -m, `tests` is imported before `stages`, whose runs it is then no part of.
             [sys.executable, "-m", "tests.support.fork_server"],
             cwd=ROOT,
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
 
-    def run(self, folder: Path, point: str | None, env: dict[str, str]) -> tuple[int, str]:
-        assert self._process.stdin and self._process.stdout
-        output = folder.parent / "output"
-        request = {"folder": str(folder), "point": point, "output": str(output), "env": env}
-        self._process.stdin.write(json.dumps(request) + "\n")
+    def start(self, folder: Path, module: str, point: str | None = None, **env: str) -> Forked:
+        assert self._process.stdin
+        number = next(self._numbers)
+        output, answers = (folder.parent / f"{folder.name}-{name}-{number}" for name in ("output", "answers"))
+        os.mkfifo(answers)
+        request = {"folder": str(folder), "module": module, "point": point, "output": str(output)}
+        self._process.stdin.write(json.dumps({**request, "answers": str(answers), "env": env}) + "\n")
         self._process.stdin.flush()
-        return int(self._process.stdout.readline()), output.read_text()
+        return Forked(answers, output)
 
     def close(self) -> None:
         assert self._process.stdin
         self._process.stdin.close()
         self._process.wait()
+
+
+@cache
+def fork_server() -> ForkServer:
+    """Started at the first use in a process of pytest's, and ended with it."""
+    started = ForkServer()
+    atexit.register(started.close)
+    return started
 
 
 if __name__ == "__main__":

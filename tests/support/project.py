@@ -76,9 +76,8 @@ class Checkout:
 
     def __init__(self, folder: Path, tiny_model: Path, params: dict[str, dict[str, Any]]) -> None:
         self.folder = folder
-        self._tiny_model = tiny_model
         folder.mkdir(parents=True)
-        shutil.copytree(ROOT / "stages", folder / "stages", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / "stages", folder / "stages")  # with what is compiled
         shutil.copy(Path(__file__).parent / "user_code.py", folder / "stages/custom/own.py")
         for name in ("dvc.yaml", ".gitignore", ".dvcignore"):
             shutil.copy(ROOT / name, folder)
@@ -104,11 +103,23 @@ class Checkout:
             "GIT_COMMITTER_NAME": "t",
             "GIT_COMMITTER_EMAIL": "t@t",
         }
+        (folder / ".dvc").mkdir()  # as in a clone: nobody runs `dvc init`
+        shutil.copy(ROOT / ".dvc/.gitignore", folder / ".dvc")
+        (folder / ".dvc/config").write_text("[core]\n    analytics = false\n[cache]\n    type = copy\n")
         self.run("git", "init", "-q")
-        self.run("dvc", "init", "-q")
-        self.run("dvc", "config", "core.analytics", "false")
-        self.run("dvc", "config", "cache.type", "copy")
         self.commit("start")
+
+    @classmethod
+    def at(cls, folder: Path, env: dict[str, str]) -> Checkout:
+        """What is in `folder` already."""
+        checkout = object.__new__(cls)
+        checkout.folder, checkout.env = folder, env
+        return checkout
+
+    def copy(self, folder: Path, *ignored: str) -> Checkout:
+        """All files, but those of the names `ignored`, in another folder."""
+        shutil.copytree(self.folder, folder, ignore=shutil.ignore_patterns(*ignored))
+        return Checkout.at(folder, self.env)
 
     def set_params(self, changes: dict[str, dict[str, Any]]) -> None:
         """Write params.yaml: the repository's, small, with `changes` on top."""

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import atexit
 import json
-import shutil
-import subprocess
+import signal
 import time
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.fork_server import Forker
+from tests.support.fork_server import Forked, fork_server
 from tests.support.project import Checkout
 
 TRAIN_OUTS = ("models/candidates", "metrics/train.json", "plots/train.tsv", "plots/eval.tsv")
@@ -44,34 +41,28 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Call
         if key not in made:
             made[key] = Checkout(tmp_path_factory.mktemp("base") / "repo", tiny_model, merged)
             for stage in ("tokenize", "build_loaders"):
-                made[key].run("python", "-m", f"stages.{stage}")
-        copy = object.__new__(Checkout)
-        copy.folder = tmp_path_factory.mktemp("copy") / "repo"
-        copy.env = made[key].env
-        shutil.copytree(made[key].folder, copy.folder, ignore=shutil.ignore_patterns("runs", ".git", "models"))
+                run_stage(made[key], stage)
+        copy = made[key].copy(tmp_path_factory.mktemp("copy") / "repo", "runs", ".git", "models")
         copy.set_params(merged)
         return copy
 
     return make
 
 
-@cache
-def forker() -> Forker:
-    """Started at the first use in a process of pytest's, and ended with it."""
-    started = Forker()
-    atexit.register(started.close)
-    return started
-
-
-def train(checkout: Checkout, code: int = 0, point: str | None = None, **env: str) -> str:
-    """Run train in `checkout` to its end, or to `point` of faults.py; what it printed."""
-    status, output = forker().run(checkout.folder, point, env)
-    assert status == code, output
+def run_stage(checkout: Checkout, name: str, code: int = 0, point: str | None = None, **env: str) -> str:
+    """Run a stage in `checkout` to its end, or to `point` of faults.py; what it printed."""
+    process = fork_server().start(checkout.folder, f"stages.{name}", point, **env)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == code, output
     return output
 
 
-def die_at(checkout: Checkout, point: str) -> int:
-    return forker().run(checkout.folder, point, {})[0]
+def train(checkout: Checkout, code: int = 0, point: str | None = None, **env: str) -> str:
+    return run_stage(checkout, "train", code, point, **env)
+
+
+def die_at(checkout: Checkout, point: str) -> None:
+    run_stage(checkout, "train", -signal.SIGKILL, point)
 
 
 def executed_steps(checkout: Checkout) -> list[int]:
@@ -84,10 +75,10 @@ def saved_steps(checkout: Checkout) -> list[int]:
     return sorted(int(path.name[5:]) for path in (run / "checkpoints").glob("step-*"))
 
 
-def start_training(checkout: Checkout, **env: str) -> subprocess.Popen[str]:
+def start_training(checkout: Checkout, **env: str) -> Forked:
     """Start a long run and return once it has saved something."""
     known = set(checkout.folder.glob("runs/*/checkpoints/step-*"))
-    process = checkout.start("python", "-m", "stages.train", **env)
+    process = fork_server().start(checkout.folder, "stages.train", **env)
     deadline = time.monotonic() + 90
     while not set(checkout.folder.glob("runs/*/checkpoints/step-*")) - known:
         assert process.poll() is None, process.communicate()[0]

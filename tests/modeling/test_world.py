@@ -1,0 +1,76 @@
+"""A world of one process: all that several would agree on is this one's, without a word to anybody."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from stages.ground.errors import UserError
+from stages.modeling.world import Parallel, World
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    def called(*_: object, **__: object) -> None:
+        raise AssertionError("there is nobody to talk to")
+
+    for name in ("init_process_group", "destroy_process_group", "all_reduce", "broadcast"):
+        monkeypatch.setattr(dist, name, called)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_process_without_a_launcher_is_alone_and_main() -> None:
+    world = World.from_environment()
+    assert (world, world.is_main) == (World(0, 1, 0), True)
+
+
+def test_launcher_says_who_a_process_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", "5"), ("WORLD_SIZE", "8"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    world = World.from_environment()
+    assert (world, world.is_main) == (World(rank=5, size=8, local_rank=1), False)
+
+
+def test_one_process_agrees_with_itself() -> None:
+    world, value = World(), torch.tensor([1.0, 2.0])
+    world.join(CPU)
+    assert world.sum(value).tolist() == [1.0, 2.0]
+    assert world.maximum(3, 0) == [3, 0]
+    told = {"a": [1]}
+    assert world.tell(told) is told
+    world.broadcast(value)
+    world.tell_buffers(nn.BatchNorm1d(2))
+    world.leave()
+    assert value.tolist() == [1.0, 2.0]
+
+
+def test_one_process_calls_the_model_itself() -> None:
+    model = nn.Linear(2, 1)
+    parallel = Parallel(model, World(), CPU)
+    assert parallel.module is model
+    with parallel.sync(last=False):
+        model(torch.ones(1, 2)).sum().backward()
+    assert model.weight.grad is not None
+
+
+@pytest.mark.parametrize(
+    ("size", "error", "is_told"),
+    [
+        (2, lambda: RuntimeError("[gloo] Connection closed by peer\nmore"), True),
+        (2, lambda: dist.DistError("timed out"), True),
+        (2, lambda: RuntimeError("shapes do not match"), False),
+        (1, lambda: RuntimeError("[gloo] Connection closed by peer"), False),
+    ],
+)
+def test_only_the_end_of_another_process_is_one_line(size: int, error: Callable[[], Exception], is_told: bool) -> None:
+    with pytest.raises(UserError if is_told else RuntimeError) as raised, World(0, size).together():
+        raise error()
+    assert ("run the same command again" in str(raised.value)) == is_told
+    assert "\n" not in str(raised.value)
