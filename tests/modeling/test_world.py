@@ -10,7 +10,9 @@ import torch.distributed as dist
 from torch import nn
 
 from stages.ground.errors import UserError
-from stages.modeling.world import Parallel, World
+from stages.modeling.compute import Compute
+from stages.modeling.parallel import Parallel
+from stages.modeling.world import World
 
 CPU = torch.device("cpu")
 
@@ -20,7 +22,7 @@ def _nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
     def called(*_: object, **__: object) -> None:
         raise AssertionError("there is nobody to talk to")
 
-    for name in ("init_process_group", "destroy_process_group", "all_reduce", "broadcast"):
+    for name in ("init_process_group", "destroy_process_group", "all_reduce", "all_gather", "broadcast"):
         monkeypatch.setattr(dist, name, called)
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
@@ -44,20 +46,22 @@ def test_one_process_agrees_with_itself() -> None:
     assert world.sum(value).tolist() == [1.0, 2.0]
     assert world.maximum(3, 0) == [3, 0]
     told = {"a": [1]}
-    assert world.tell(told) is told
+    assert world.broadcast_object(told) is told
+    assert world.gather_objects(told) == [told]
     world.broadcast(value)
-    world.tell_buffers(nn.BatchNorm1d(2))
+    world.broadcast_buffers(nn.BatchNorm1d(2))
     world.leave()
     assert value.tolist() == [1.0, 2.0]
 
 
 def test_one_process_calls_the_model_itself() -> None:
     model = nn.Linear(2, 1)
-    parallel = Parallel(model, World(), CPU)
-    assert parallel.module is model
+    parallel = Parallel(model, Compute(CPU))
+    parallel.start()
     with parallel.sync(last=False):
-        model(torch.ones(1, 2)).sum().backward()
+        parallel.forward({"x": torch.ones(1, 2)}).sum().backward()
     assert model.weight.grad is not None
+    assert parallel.state_dict().keys() == model.state_dict().keys()
 
 
 @pytest.mark.parametrize(

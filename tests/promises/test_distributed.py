@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -46,18 +47,24 @@ def finish(checkout: Checkout, code: int | None = 0) -> str:
 
 
 def train_in(processes: int, checkout: Checkout) -> str:
-    """Train to the end in this many processes that no launcher has to start, which takes many times as long; what the
-    main one printed."""
+    """Train to the end in this many processes; what the main one printed."""
+    return train_side_by_side([checkout] * processes)[0]
+
+
+def train_side_by_side(checkouts: list[Checkout], code: int = 0) -> list[str]:
+    """A process in each of the folders, which no launcher has to start, as that takes many times as long; what each
+    printed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(processes)}
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    place["WORLD_SIZE"] = str(len(checkouts))
     started = [
         fork_server().start(checkout.folder, "stages.train", RANK=str(rank), LOCAL_RANK=str(rank), **place)
-        for rank in range(processes)
+        for rank, checkout in enumerate(checkouts)
     ]
     outputs = [process.communicate(timeout=300)[0] for process in started]
-    assert [process.returncode for process in started] == [0] * processes, outputs
-    return outputs[0]
+    assert [process.returncode for process in started] == [code] * len(checkouts), outputs
+    return outputs
 
 
 def workers(launched: subprocess.Popen[str]) -> list[int]:
@@ -230,3 +237,23 @@ def test_launcher_that_ends_at_the_start_leaves_no_process_behind(
     while any(Path(f"/proc/{pid}").exists() for pid in pids):
         assert time.monotonic() - begin < 25, "a worker outlived its launcher"
         time.sleep(0.1)
+
+
+def test_process_with_other_files_or_parameters_is_refused_by_name_before_a_step(
+    prepared: Callable[..., Checkout],
+) -> None:
+    main, other = several(prepared, 2), several(prepared, 2, learning_rate=0.5)
+    outputs = train_side_by_side([main, main, other], code=2)
+    last = outputs[0].strip().splitlines()[-1]
+    assert f"process 2 on {socket.gethostname()} would train another run than process 0" in last
+    assert "train.learning_rate: 0.5 -> 0.0001" in last
+    assert not list(main.folder.glob("runs/*/checkpoints/step-*"))
+
+
+def test_finished_run_is_published_by_the_main_process_and_all_end(prepared: Callable[..., Checkout]) -> None:
+    checkout = several(prepared, 2)
+    train_in(2, checkout)
+    expected = checkout.digests(*TRAIN_OUTS)
+    shutil.rmtree(checkout.folder / "models")
+    assert "nothing to train" in train_in(2, checkout)
+    assert checkout.digests(*TRAIN_OUTS) == expected
