@@ -43,7 +43,7 @@ class Kind(ABC):
     title: str
     """What people call it, for the model card's heading."""
     auto_model: str = "AutoModelForSequenceClassification"
-    """The class of transformers that makes and loads its pretrained models."""
+    """The class of transformers that makes its models of pretrained ones."""
     pipeline: str = "text-classification"
     """What the Hub and `transformers.pipeline` call it; to them several labels, or a number, are classification too."""
     fewest_classes: Literal[0, 1, 2]
