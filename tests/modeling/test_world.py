@@ -33,11 +33,14 @@ def test_process_without_a_launcher_is_alone_and_main() -> None:
     assert (world, world.is_main) == (World(0, 1, 0), True)
 
 
-def test_launcher_says_who_a_process_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("RANK", "5"), ("WORLD_SIZE", "8"), ("LOCAL_RANK", "1")):
-        monkeypatch.setenv(name, value)
+@pytest.mark.parametrize(("rank", "local_rank", "is_main"), [(0, 0, True), (5, 1, False), (4, 0, False)])
+def test_launcher_says_who_a_process_is_and_one_of_all_machines_is_main(
+    monkeypatch: pytest.MonkeyPatch, rank: int, local_rank: int, is_main: bool
+) -> None:
+    for name, value in (("RANK", rank), ("WORLD_SIZE", 8), ("LOCAL_RANK", local_rank)):
+        monkeypatch.setenv(name, str(value))
     world = World.from_environment()
-    assert (world, world.is_main) == (World(rank=5, size=8, local_rank=1), False)
+    assert (world, world.is_main) == (World(rank, 8, local_rank), is_main)
 
 
 def test_one_process_agrees_with_itself() -> None:

@@ -12,10 +12,8 @@ import os
 import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -205,13 +203,3 @@ class Checkout:
         """The events of the only run."""
         (run,) = self.runs()
         return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines() if line.startswith("{")]
-
-
-def kill_group(process: subprocess.Popen[str], number: int = signal.SIGKILL) -> str:
-    """Signal the whole session of `process` and wait for it; its output."""
-    try:
-        os.killpg(process.pid, number)
-    except ProcessLookupError:
-        time.sleep(0)
-    output, _ = process.communicate(timeout=120)
-    return output
