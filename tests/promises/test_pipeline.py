@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from stages.config.read import read_yaml
+from tests.support.damage import flip
 from tests.support.project import ROOT, Checkout
 from tests.support.train_stage import run_stage
 
@@ -276,6 +277,19 @@ def test_train_that_dvc_runs_again_for_a_message_publishes_at_once(done: Checkou
     assert "is complete since step 22: publishing it, nothing to train" in output
     assert "Running stage 'evaluate'" not in output
     assert work.digests("models", "data/predictions", "plots") == done.digests("models", "data/predictions", "plots")
+
+
+def test_damaged_candidate_of_a_finished_run_comes_back_from_the_cache_of_dvc(done: Checkout, tmp_path: Path) -> None:
+    work = clone(done, tmp_path / "clone")
+    shutil.copytree(done.folder / "runs", work.folder / "runs")
+    (run,) = work.runs()
+    for model in run.glob("candidates/step-*/model.safetensors"):
+        flip(model)
+    (run / "candidates/step-00000011/config.json").unlink()
+    output = run_stage(work, "train")
+    assert output.count("was damaged and is restored, at no cost") == 2
+    assert "nothing to train" in output
+    assert work.digests("models/candidates") == done.digests("models/candidates")
 
 
 def test_stages_after_train_compute_with_its_threads_and_say_so(done: Checkout, tmp_path: Path) -> None:
