@@ -6,7 +6,6 @@ Kill it anywhere and run it again: it goes on from the run's newest checkpoint (
 from __future__ import annotations
 
 import os
-import socket
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
@@ -23,9 +22,7 @@ if TYPE_CHECKING:
     from stages.modeling.world import World
     from stages.run.candidates import Candidates
     from stages.run.result import Result
-    from stages.run.state import TrainState
     from stages.training.guard import ImportGuard
-    from stages.training.loop import Inputs
 
 RECORD = METRICS / "train.json"
 
@@ -60,6 +57,7 @@ def lead() -> None:
     from stages.modeling.world import World
     from stages.run.candidates import Candidates
     from stages.training.guard import ImportGuard
+    from stages.training.session import meet
 
     world = World.from_environment()
     require_work_for(world, params)
@@ -142,6 +140,7 @@ def train_to_the_end(
     from stages.run.state import broadcast_state
     from stages.training.callbacks import CallbackList
     from stages.training.loop import Outcome, Session, train
+    from stages.training.session import build_state, load_inputs, meet
     from stages.watching.loggers import make_loggers
     from stages.watching.preflight import preflight
     from stages.watching.progress_bar import ProgressBar
@@ -186,6 +185,7 @@ def follow() -> NoReturn:
     from stages.run.state import broadcast_state
     from stages.training.callbacks import CallbackList
     from stages.training.loop import Outcome, Session, train
+    from stages.training.session import OtherIdentity, build_state, load_inputs, meet
 
     params, world, stop = stage.params, World.from_environment(), StopRequest()
     compute = Compute.start(params.train, world)
@@ -206,33 +206,6 @@ def follow() -> NoReturn:
         sys.exit(Outcome.DIVERGED)  # the main process says so
     ignore_stop_signals()
     sys.exit(outcome)
-
-
-class OtherIdentity(UserError):
-    """A process of this job would train another run than the main one."""
-
-
-def meet(compute: Compute, identity: Identity, stop: StopRequest, is_complete: bool) -> bool:
-    """Where there are several processes, wait until all are here; whether the run `is_complete`, as the main one says.
-
-    Raises:
-        OtherIdentity: in all of them, naming the first process that has another identity, and the differences.
-    """
-    world = compute.world
-    if world.size == 1:
-        return is_complete
-    with stop.suspended():  # the main process comes once everything is in order
-        world.join(compute.device)
-    everyone = world.gather_objects([socket.gethostname(), identity.values, is_complete])
-    main = Identity("train", everyone[0][1])
-    for rank, (host, values, _) in enumerate(everyone):
-        differences = main.difference(values)
-        if differences:
-            raise OtherIdentity(
-                f"process {rank} on {host} would train another run than process 0 on {everyone[0][0]} (its value -> "
-                f"that of process 0): {', '.join(differences[:5])}; give all processes the same files and params.yaml"
-            )
-    return bool(everyone[0][2])
 
 
 def require_work_for(world: World, params: Params) -> None:
@@ -259,60 +232,6 @@ def explain_new_run(run: RunFolder, identity: Identity) -> None:
         reference = newest.newest_reference()
         how = f"; to continue that one on purpose, set train.init_from_run: {reference}" if reference else ""
         say(f"new run {run.id}; it differs from run {newest.id} in {', '.join(lines[:5])}{more}{how}")
-
-
-def load_inputs(params: Params, compute: Compute) -> Inputs:
-    """What the tokenize and build_loaders stages left, and the loss over it."""
-    from stages.batches.plan import BatchPlan
-    from stages.batches.tokenized import TOKENIZED, load_split, load_task, load_tokenizer
-    from stages.modeling.losses import make_objective
-    from stages.scoring.scorer import Scorer
-    from stages.training.loop import Inputs
-
-    train = params.train
-    task, train_split, tokenizer, plan = load_task(), load_split(TOKENIZED, "train"), load_tokenizer(), BatchPlan()
-    objective = make_objective(train, task, train_split, compute.device)
-    validation = load_split(TOKENIZED, "validation")
-    return Inputs(
-        task=task,
-        train_split=train_split,
-        tokenizer=tokenizer,
-        plan=plan,
-        total_steps=train.max_steps or train.num_train_epochs * plan.steps_per_epoch,
-        objective=objective,
-        scorer=Scorer(validation, tokenizer, objective, params.evaluate.eval_batch_size, compute),
-        compute=compute,
-    )
-
-
-def build_state(params: Params, inputs: Inputs) -> TrainState:
-    """The model and all that trains it, as they are at a run's beginning."""
-    from stages.config.pretrained import resolve_model
-    from stages.modeling.build import build_model
-    from stages.modeling.head import head_of
-    from stages.modeling.losses import loss_name
-    from stages.modeling.parallel import Parallel
-    from stages.modeling.precision import make_scaler
-    from stages.run.history import History
-    from stages.run.state import TrainState
-    from stages.training.callbacks import make_callbacks
-    from stages.training.optim import freeze, make_optimizer, make_schedule
-
-    train, device = params.train, inputs.compute.device
-    folder = resolve_model(params.model.source, params.model.revision)
-    model = build_model(params.model, folder, head_of(inputs.task, loss_name(train, inputs.task)), train.seed)
-    model.to(device)
-    freeze(model, train.freeze)
-    optimizer = make_optimizer(model, train, device)
-    return TrainState(
-        parallel=Parallel(model, inputs.compute, train.compile),
-        optimizer=optimizer,
-        schedule=make_schedule(optimizer, train, inputs.total_steps),
-        scaler=make_scaler(device, train.precision),
-        callbacks=make_callbacks(params),
-        histories={"train": History(("step", "epoch", "loss", "learning_rate", "grad_norm")), "eval": History()},
-        steps_per_epoch=inputs.plan.steps_per_epoch,
-    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,89 @@
+"""What a start of train is made of, the same in every process, and how several processes meet."""
+
+from __future__ import annotations
+
+import socket
+
+from stages.batches.plan import BatchPlan
+from stages.batches.tokenized import TOKENIZED, load_split, load_task, load_tokenizer
+from stages.config.pretrained import resolve_model
+from stages.config.schema import Params
+from stages.ground.errors import UserError
+from stages.ground.signals import StopRequest
+from stages.keeping.identity import Identity
+from stages.modeling.build import build_model
+from stages.modeling.compute import Compute
+from stages.modeling.head import head_of
+from stages.modeling.losses import loss_name, make_objective
+from stages.modeling.parallel import Parallel
+from stages.modeling.precision import make_scaler
+from stages.run.history import History
+from stages.run.state import TrainState
+from stages.scoring.scorer import Scorer
+from stages.training.callbacks import make_callbacks
+from stages.training.loop import Inputs
+from stages.training.optim import freeze, make_optimizer, make_schedule
+
+
+def load_inputs(params: Params, compute: Compute) -> Inputs:
+    """What the tokenize and build_loaders stages left, and the loss over it."""
+    train = params.train
+    task, train_split, tokenizer, plan = load_task(), load_split(TOKENIZED, "train"), load_tokenizer(), BatchPlan()
+    objective = make_objective(train, task, train_split, compute.device)
+    validation = load_split(TOKENIZED, "validation")
+    return Inputs(
+        task=task,
+        train_split=train_split,
+        tokenizer=tokenizer,
+        plan=plan,
+        total_steps=train.max_steps or train.num_train_epochs * plan.steps_per_epoch,
+        objective=objective,
+        scorer=Scorer(validation, tokenizer, objective, params.evaluate.eval_batch_size, compute),
+        compute=compute,
+    )
+
+
+def build_state(params: Params, inputs: Inputs) -> TrainState:
+    """The model and all that trains it, as they are at a run's beginning."""
+    train, device = params.train, inputs.compute.device
+    folder = resolve_model(params.model.source, params.model.revision)
+    model = build_model(params.model, folder, head_of(inputs.task, loss_name(train, inputs.task)), train.seed)
+    model.to(device)
+    freeze(model, train.freeze)
+    optimizer = make_optimizer(model, train, device)
+    return TrainState(
+        parallel=Parallel(model, inputs.compute, train.compile),
+        optimizer=optimizer,
+        schedule=make_schedule(optimizer, train, inputs.total_steps),
+        scaler=make_scaler(device, train.precision),
+        callbacks=make_callbacks(params),
+        histories={"train": History(("step", "epoch", "loss", "learning_rate", "grad_norm")), "eval": History()},
+        steps_per_epoch=inputs.plan.steps_per_epoch,
+    )
+
+
+class OtherIdentity(UserError):
+    """A process of this job would train another run than the main one."""
+
+
+def meet(compute: Compute, identity: Identity, stop: StopRequest, is_complete: bool) -> bool:
+    """Where there are several processes, wait until all are here; whether the run `is_complete`, as the main one says.
+
+    Raises:
+        OtherIdentity: in all of them, naming the first process that has another identity, and the differences.
+    """
+    world = compute.world
+    if world.size == 1:
+        return is_complete
+    with stop.suspended():  # the main process comes once everything is in order
+        world.join(compute.device)
+    everyone = world.gather_objects([socket.gethostname(), identity.values, is_complete])
+    main = Identity("train", everyone[0][1])
+    for rank, (host, values, _) in enumerate(everyone):
+        differences = main.difference(values)
+        if differences:
+            raise OtherIdentity(
+                f"process {rank} on {host} would train another run than process 0 on {everyone[0][0]} (its value -> "
+                f"that of process 0): {', '.join(differences[:5])}; give all processes the same files and params.yaml"
+            )
+    return bool(everyone[0][2])
