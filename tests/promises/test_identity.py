@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -428,6 +429,36 @@ def test_file_that_is_no_python_counts_however_its_dep_is_written(checkout: Path
     before = current()
     TEXT(checkout / "stages/custom/words.txt")
     assert current().id != before.id
+
+
+def test_data_beside_a_metric_outside_of_custom_counts(checkout: Path) -> None:
+    folder = checkout / "own_metric"
+    folder.mkdir()
+    (folder / "own_metric.py").write_text("import evaluate\n")
+    TEXT(folder / "weights.bin")
+    params, dvc = checkout / "params.yaml", checkout / "dvc.yaml"
+    params.write_text(params.read_text().replace("- f1\n", "- ./own_metric\n", 1))
+    with pytest.raises(UserError, match="own_metric"):  # DVC would not see a change of it
+        require_code(load_stage("train"), current().code)
+    dvc.write_text(dvc.read_text().replace("- tiny\n      - data/loaders", "- tiny\n      - own_metric\n      - data/loaders"))
+    require_code(load_stage("train"), current().code)
+    before = current().id
+    for name in ("own_metric.py", "weights.bin"):
+        append("NEW = 1\n")(folder / name)
+        assert current().id != before, name
+        before = current().id
+
+
+def test_anchors_mean_what_they_stand_for(checkout: Path) -> None:
+    before, params, dvc = current(), checkout / "params.yaml", checkout / "dvc.yaml"
+    text = params.read_text()
+    assert len(re.findall(r"^  seed: 0\b", text, re.M)) == 3
+    numbers = iter(["&seed 0", "*seed", "*seed"])
+    params.write_text(re.sub(r"^  seed: 0\b", lambda _: f"  seed: {next(numbers)}", text, flags=re.M))
+    dvc.write_text(dvc.read_text().replace("- stages/run\n", "- &run stages/run\n", 1))
+    assert current() == before
+    params.write_text(params.read_text().replace("&seed 0", "&seed 7"))
+    assert "train.seed: 0 -> 7" in current().difference(before.values)
 
 
 def test_version_control_below_custom_is_content_for_nobody(checkout: Path) -> None:
