@@ -126,9 +126,11 @@ class Forked:
         self.wait(timeout)
         return self._output.read_text(), None
 
-    def send_signal(self, number: int) -> None:
+    def send_signal(self, number: int, group: bool = False) -> None:
+        """To the process, or to all of its session; nothing if it has ended."""
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it ended just now
+                (os.killpg if group else os.kill)(self.pid, number)
 
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)
