@@ -46,12 +46,12 @@ def finish(checkout: Checkout, code: int | None = 0) -> str:
     return checkout.run(sys.executable, "-m", "stages.launch", code=code)
 
 
-def train_in(processes: int, checkout: Checkout) -> str:
-    """Train to the end in this many processes; what the main one printed."""
-    return train_side_by_side([checkout] * processes)[0]
+def train_in(processes: int, checkout: Checkout, code: int = 0, **env: str) -> str:
+    """Train to the end in this many processes; what they printed."""
+    return "".join(train_side_by_side([checkout] * processes, code, **env))
 
 
-def train_side_by_side(checkouts: list[Checkout], code: int = 0) -> list[str]:
+def train_side_by_side(checkouts: list[Checkout], code: int = 0, **env: str) -> list[str]:
     """A process in each of the folders, which no launcher has to start, as that takes many times as long; what each
     printed."""
     with socket.socket() as free:
@@ -59,7 +59,7 @@ def train_side_by_side(checkouts: list[Checkout], code: int = 0) -> list[str]:
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
     place["WORLD_SIZE"] = str(len(checkouts))
     started = [
-        fork_server().start(checkout.folder, "stages.train", RANK=str(rank), LOCAL_RANK=str(rank), **place)
+        fork_server().start(checkout.folder, "stages.train", RANK=str(rank), LOCAL_RANK=str(rank), **place, **env)
         for rank, checkout in enumerate(checkouts)
     ]
     outputs = [process.communicate(timeout=300)[0] for process in started]
@@ -211,7 +211,7 @@ def test_signal_to_one_process_in_an_evaluation_stops_all_and_it_is_done_again(
     params = {**SHAPE, "train": {**SHAPE["train"], **loss}, "evaluate": {"eval_batch_size": 4}}
     checkout, reference = prepared(params), prepared(params)
     # The look before training is main's alone, so the first evaluation of the second process is that of step 8.
-    output = checkout.run(sys.executable, "-m", "stages.launch", code=None, SIGNAL_FILE=str(tmp_path / "once"))
+    output = train_in(2, checkout, code=1, SIGNAL_FILE=str(tmp_path / "once"))
     assert "stopped by SIGTERM after step 8, saved" in output
     assert "/stages/" not in output, "a traceback of ours"
     assert "another process" not in output, "they did not leave together"

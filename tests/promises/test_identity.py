@@ -440,7 +440,9 @@ def test_data_beside_a_metric_outside_of_custom_counts(checkout: Path) -> None:
     params.write_text(params.read_text().replace("- f1\n", "- ./own_metric\n", 1))
     with pytest.raises(UserError, match="own_metric"):  # DVC would not see a change of it
         require_code(load_stage("train"), current().code)
-    dvc.write_text(dvc.read_text().replace("- tiny\n      - data/loaders", "- tiny\n      - own_metric\n      - data/loaders"))
+    dvc.write_text(
+        dvc.read_text().replace("- tiny\n      - data/loaders", "- tiny\n      - own_metric\n      - data/loaders")
+    )
     require_code(load_stage("train"), current().code)
     before = current().id
     for name in ("own_metric.py", "weights.bin"):

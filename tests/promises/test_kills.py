@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import pickle
 import random
 import re
@@ -104,7 +103,7 @@ def test_stop_signal_saves_says_what_to_run_and_exits_non_zero(
     process = start_training(checkout)
     begin = time.monotonic()
     for _ in range(3):  # repeats change nothing
-        os.killpg(process.pid, number) if target == "group" else os.kill(process.pid, number)
+        process.send_signal(number, group=target == "group")
         time.sleep(0.05)
     output, _ = process.communicate(timeout=30)
     assert time.monotonic() - begin < 20

@@ -301,7 +301,7 @@ def test_stages_after_train_compute_with_its_threads_and_say_so(done: Checkout, 
     assert work.digests() == done.digests()
     params = work.folder / "params.yaml"
     params.write_text(params.read_text().replace('"threads": null', '"threads": 2'))
-    assert "threads set from 1 to 2" in work.run("python", "-m", "stages.evaluate")
+    assert "threads set from 1 to 2" in run_stage(work, "evaluate")
 
 
 def test_stage_that_finished_is_published_again_without_training(done: Checkout) -> None:

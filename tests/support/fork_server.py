@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import importlib
 import itertools
 import json
@@ -34,6 +35,8 @@ LAZY = ("evaluate", "transformers.models.bert.modeling_bert", "transformers.mode
 def serve() -> None:
     """Answer requests until standard input ends."""
     import_what_stages_import()
+    gc.collect()
+    gc.freeze()  # else every run looks through all of it again, and has a copy of the memory afterwards
     for line in sys.stdin:
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
@@ -123,9 +126,11 @@ class Forked:
         self.wait(timeout)
         return self._output.read_text(), None
 
-    def send_signal(self, number: int) -> None:
+    def send_signal(self, number: int, group: bool = False) -> None:
+        """To the process, or to all of its session; nothing if it has ended."""
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it ended just now
+                (os.killpg if group else os.kill)(self.pid, number)
 
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)
