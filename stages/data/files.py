@@ -25,6 +25,7 @@ from typing import Any, BinaryIO, NoReturn, TextIO, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stages.config.pipeline import require_rows
 from stages.data.columns import Columns, listing, require_columns, split_labels
 from stages.ground.errors import UserError, quote
 
@@ -90,8 +91,8 @@ def find_files(path: Path) -> Found:
     is_path = f"data.path is {quote(str(path))}"
     if not path.exists():
         raise UserError(f"{is_path}: no such file or folder; give one of {formats} or a folder")
+    require_rows(path)
     if not path.is_dir():
-        _require_file(path)
         if not suffix_of(path):
             raise UserError(f"{is_path}: the name must end with one of {formats}, packed or not (.gz, .bz2, .xz)")
         return Found({"train": (path,)})
@@ -106,7 +107,6 @@ def find_files(path: Path) -> Found:
             if split is None or not suffix_of(file):
                 left.append(f"{file.relative_to(path)}{'/' if file.is_dir() else ''}")
                 continue
-            _require_file(file)
             # Names that differ in their numbers alone are shards of one table.
             like = f"{entry.name}/" if inside else _DIGITS.sub("0", _stem(file))
             candidates[split][like, suffix_of(file)].append(file)
@@ -124,17 +124,12 @@ def find_files(path: Path) -> Found:
             )
         _require_all_shards(files)
         splits[split] = tuple(files)
+    if "train" not in splits and (path / "data").is_dir():
+        return find_files(path / "data")  # as a repository of the Hub has it
     if "train" not in splits:
         found = listing([entry.name for entry in entries])
         raise UserError(f"{path}: no train file (train with one of {formats}); the folder holds {found}")
     return Found(splits, tuple(left))
-
-
-def _require_file(path: Path) -> None:
-    if not path.is_file():
-        raise UserError(
-            f"{path}: a pipe, a device or a broken link, and no file; write the rows to a file, which can be read again"
-        )
 
 
 def _split_of(path: Path) -> str | None:

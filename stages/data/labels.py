@@ -87,7 +87,8 @@ def spelled_alike(names: Sequence[str]) -> list[list[str]]:
     """Groups of names that are one number (`1`, `1.0`), or one word but for blanks, case or form (`neg`, `Neg `)."""
     groups: dict[object, list[str]] = {}
     for name in names:
-        word = " ".join(unicodedata.normalize("NFKC", name).split()).casefold()
+        seen = (sign for sign in unicodedata.normalize("NFKC", name) if unicodedata.category(sign) != "Cf")
+        word = " ".join("".join(seen).split()).casefold()
         groups.setdefault(Decimal(word) if NUMBER.fullmatch(word) else word, []).append(name)
     return [group for group in groups.values() if len(group) > 1]
 

@@ -69,19 +69,22 @@ def _load_files(data: DataParams, cache: Path) -> Source:
         paths = found.splits[split]
         lacks_label = split == "test" and _lacks_label(paths, columns)
         parts = []
+        secret = split == "test" and not lacks_label
         for number, path in enumerate(paths):
             with _read(path):
                 names = list(columns.inputs) if lacks_label else columns.names
                 dataset = _load_file(path, columns, names, cache / f"read-{split}-{number}")
             if split == "train" and not number:
                 class_names = _class_names(dataset, data.label_column)
+            # An id that stands for no class becomes null; a cell that is null is a mistake.
+            secret = secret and _class_names(dataset, data.label_column) is not None and _holds(dataset, columns, -1)
             parts.append(_as_typed(dataset, columns, str(path), cache / f"typed-{split}-{number}.arrow", hub=False))
         splits[split] = datasets.concatenate_datasets(parts) if len(parts) > 1 else parts[0]
         where[split] = Origin([(str(path), part.num_rows) for path, part in zip(paths, parts, strict=True)])
         if len(parts) > 1 or (Path(data.path).is_dir() and paths[0].stem not in files.PLAIN):
             remarks.append(f"{split}: {listing([str(path) for path in paths])}")
         why = f"no column {quote(columns.label)}" if lacks_label else None
-        if split == "test" and why is None and _is_secret(splits, columns):
+        if split == "test" and why is None and (secret or _is_secret(splits, columns)):
             why = f"column {quote(columns.label)} is -1 in every row, and in no row of train"
             splits[split] = _without_labels(splits[split], columns, cache / "secret.arrow")
         if why:
@@ -111,6 +114,11 @@ def _lacks_label(paths: Sequence[Path], columns: Columns) -> bool:
         return False
     wanted = columns.label.lower().strip()
     return not any(difflib.get_close_matches(wanted, [name.lower().strip() for name in header]) for header in headers)
+
+
+def _holds(dataset: datasets.Dataset, columns: Columns, label: object) -> bool:
+    """Whether each label is this one."""
+    return bool(pc.all(pc.fill_null(pc.equal(dataset.data.column(columns.label), label), False)).as_py())
 
 
 def _is_secret(splits: dict[str, datasets.Dataset], columns: Columns) -> bool:

@@ -5,19 +5,31 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import datasets
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from stages import tokenize as stage
 from stages.batches import tokenized as store
-from stages.ground.errors import run_stage
-from tests.support.project import WORDS, Project
+from stages.config.pipeline import require_rows
+from stages.ground.errors import UserError, run_stage
+from stages.modeling.head import head_of
+from stages.report.html import render_report
+from stages.report.model_card import model_card
+from stages.select_best import write_plots
+from tests.support.project import ROOT, WORDS, Project
+from tests.support.report_input import CLASSIFICATION, predictions, report_input
 
 TRAIN = "text,label\n" + "the cat sat,a\nthe dog ran,b\n" * 10
 NUMBERS = "text,label\n" + "a,1\nb,2\n" * 9
@@ -187,6 +199,11 @@ TAKEN: dict[str, tuple[dict[str, Write], dict[str, int], list[str]]] = {
         {"train/1.csv": text(TRAIN), "train/2.csv": text(TRAIN), "validation/a.csv": text(DEV)},
         {"train": 40, "validation": 1}, [],
     ),
+    "a repository of the Hub": (
+        {"data/train-00000-of-00001.parquet": parquet(text=["a", "b"] * 9, label=["a", "b"] * 9), "README.md": text(""),
+         "data/validation-00000-of-00001.parquet": parquet(text=["a", "b"], label=["a", "b"])},
+        {"train": 18, "validation": 2}, [],
+    ),
     "left aside": (
         {"train.csv": text(TRAIN), "dev.csv": text(DEV), "train_and_test.csv": text(DEV), "extra.csv": text(DEV),
          "test.xlsx": text(""), "old/test.csv": text(DEV), "README.md": text(""), ".hidden.csv": text("")},
@@ -253,6 +270,24 @@ def test_local_test_split_without_labels_is_predicted_like_one_of_the_hub(
     assert store.load_raw(store.TOKENIZED, "test")["label"][:] == [None, None]
 
 
+def test_class_ids_of_minus_one_in_parquet_are_secret_labels(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+
+    def rows(*labels: int) -> Write:
+        made = datasets.Dataset.from_dict({"text": ["the cat"] * len(labels), "label": labels}, features=features)
+        return lambda path: made.to_parquet(str(path))
+
+    project.write_params()
+    lay_out(project, {"train.parquet": rows(*[0, 1] * 9), "dev.parquet": rows(1), "test.parquet": rows(-1, -1)})
+    assert "predicted, and not scored" in says(capsys)
+    assert store.load_raw(store.TOKENIZED, "test")["label"][:] == [None, None]
+    lay_out(project, {"test.parquet": rows(-1, 1)})
+    shutil.rmtree(store.TOKENIZED)
+    assert "test.parquet: row 1, column 'label' is null" in refusal(capsys)
+
+
 def test_minus_one_is_a_label_where_train_has_it(project: Project) -> None:
     project.write_params()
     lay_out(project, {"train.csv": text("text,label\n" + "a,1\nb,-1\n" * 9), "test.csv": text("text,label\nx,-1\n")})
@@ -265,6 +300,7 @@ ALIKE: dict[str, tuple[Write, list[str]]] = {
                 ["'1', '1.0'"]),
     "blanks": (lines(*['{"text": "a", "label": "neg"}', '{"text": "b", "label": "neg "}'] * 2), ["'neg', 'neg '"]),
     "case": (lines(*['{"text": "a", "label": "Neg"}', '{"text": "b", "label": "neg"}'] * 2), ["'Neg', 'neg'"]),
+    "unseen": (lines(*['{"text": "a", "label": "x"}', '{"text": "b", "label": "x\\u200b"}'] * 2), ["'x\\u200b'"]),
     "form": (lines(*['{"text": "a", "label": "\\u00e9"}', '{"text": "b", "label": "e\\u0301"}'] * 2), ["warning"]),
 }  # fmt: skip
 
@@ -437,3 +473,123 @@ def test_row_of_no_token_is_refused(
     lay_out(project, {"dev.csv": text("text,other,label\nthe cat,a,x\n")})
     project.write_params(data={"text_columns": columns})
     assert "train.csv: row 2, column 'text'" in (line := refusal(capsys)) and "no token at all" in line
+
+
+# ---------------------------------------------------------------------------------------------- hostile text
+
+HOSTILE = {
+    "colours": "\x1b[31mred\x1b[0m",
+    "title and bell": "\x1b]0;owned\x07",
+    "one byte escape": "\x9b31m",
+    "right to left": "\u202egnp.exe\u2066",
+    "script": "</script><script>alert(1)</script>",
+    "image": "<img src=x onerror=alert(1)>",
+    "formula": "=cmd|' /C calc'!A0",
+    "formula with a sign": "+1+cmd|' /C calc'!A0",
+    "formula with an at": "@SUM(1+1)*cmd|' /C calc'!A0",
+    "wide formula": "\uff1dcmd|' /C calc'!A0",
+    "link": "[x](javascript:alert(1))",
+}
+hostile = pytest.mark.parametrize("name", HOSTILE.values(), ids=HOSTILE.keys())
+# All that moves a cursor, rings, or turns the order of what stands beside it.
+UNSEEN = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+@hostile
+def test_hostile_label_and_column_reach_a_terminal_as_they_are_written(
+    project: Project, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    rows = pd.DataFrame({"text": ["a", "b"], "label": [name, f"{name} "]})
+    project.write_params()
+    lay_out(project, {"train.parquet": rows.to_parquet, "dev.parquet": rows.to_parquet})
+    assert not UNSEEN.search(said := says(capsys)) and "separate classes" in said
+    shutil.rmtree(store.TOKENIZED)
+    project.write_params(data={"label_column": name})
+    assert not UNSEEN.search(refusal(capsys))
+
+
+@pytest.mark.parametrize("name", [name.replace("/", "") for name in HOSTILE.values()], ids=HOSTILE.keys())
+def test_hostile_file_name_reaches_a_terminal_as_it_is_written(
+    project: Project, model: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    project.write_params()
+    lay_out(project, {"train.csv": text(TRAIN), f"{name}.csv": text(TRAIN), f"dev.{name}.csv": text(DEV)})
+    assert not UNSEEN.search(said := says(capsys)) and "left aside" in said
+    shutil.rmtree(store.TOKENIZED)
+    (model / "model.safetensors").rename(model / f"{name}.bin")
+    assert not UNSEEN.search(line := refusal(capsys)) and "found" in line
+
+
+@hostile
+def test_hostile_model_type_and_token_reach_a_terminal_as_they_are_written(
+    project: Project, model: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    lay_out(project, {"train.csv": text(TRAIN)})
+    project.write_params(tokenize={"pad_token": name})
+    assert not UNSEEN.search(refusal(capsys))
+    project.write_params()
+    edit(model / "config.json", model_type=name)
+    assert not UNSEEN.search(refusal(capsys))
+
+
+@hostile
+def test_hostile_label_is_text_in_report_card_and_plots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    task = replace(CLASSIFICATION, label_names=(name, "other"))
+    given_input = report_input(task)
+    page = render_report(**given_input)
+    assert not UNSEEN.search(page) and "<script>alert" not in page and "<img src=x" not in page
+    card = model_card(best=given_input["best"], task=task, head=head_of(task, ""), params=given_input["params"])
+    assert not UNSEEN.search(card)
+    assert not re.search(r"(?<!\\)(<script|<img|\]\(javascript)", card)
+    write_plots(predictions(task), None, task)
+    for path in Path("plots").iterdir():
+        assert not UNSEEN.search(content := path.read_text(encoding="utf-8")) and "<" not in content
+        cells = pd.read_csv(path, dtype=str, keep_default_na=False).stack()
+        assert not cells.str.match("[=+@\uff1d]").any(), "what a spreadsheet computes"
+
+
+def test_labels_that_are_numbers_or_signs_stay_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    task = replace(CLASSIFICATION, label_names=("-1", "+1.5e3", "-", "+"))
+    write_plots(predictions(task), None, task)
+    cells = pd.read_csv("plots/confusion_matrix.csv", dtype=str)
+    assert set(cells["label"]) == {"-1", "+1.5e3", "-", "+"}
+
+
+def test_page_that_dvc_draws_holds_hostile_labels_as_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    task = replace(CLASSIFICATION, label_names=tuple(HOSTILE.values()))
+    write_plots(predictions(task, 44), None, task)
+    shown = {"plots/confusion_matrix.csv": {"template": "confusion", "x": "prediction", "y": "label"}}
+    Path("dvc.yaml").write_text(json.dumps({"plots": [shown]}), encoding="utf-8")
+    for command in (["init", "-q", "--no-scm"], ["plots", "show"]):
+        subprocess.run([sys.executable, "-m", "dvc", *command], check=True, capture_output=True)
+    page = Path("dvc_plots/index.html").read_text(encoding="utf-8")
+    assert "owned" in page and "alert(1)" in page
+    assert "<script>alert" not in page and "<img src=x" not in page and not re.search(r"\x1b|\x07|\x9b|\u202e", page)
+
+
+def test_card_links_no_folder_to_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    given_input = report_input(CLASSIFICATION)  # its model.source is org/model
+    given = {"best": given_input["best"], "task": CLASSIFICATION, "head": head_of(CLASSIFICATION, "")}
+    card = model_card(**given, params=given_input["params"])
+    assert "https://huggingface.co/org/model" in card and "base_model: org/model" in card
+    (tmp_path / "org/model").mkdir(parents=True)
+    card = model_card(**given, params=given_input["params"])
+    assert "huggingface.co" not in card and "base_model" not in card and "the local model model" in card
+
+
+def test_pipe_in_a_folder_of_data_is_refused_before_dvc_waits_for_it(project: Project) -> None:
+    lay_out(project, {"train.csv": text(TRAIN), "deep/er/pipe": lambda path: os.mkfifo(path)})
+    with pytest.raises(UserError, match="data/in/deep/er/pipe: a pipe"):
+        require_rows(Path("data/in"))
+    project.write_params()
+    command = [sys.executable, "-m", "stages", "repro"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1].startswith("error: data/in/deep/er/pipe: a pipe, a device or a socket")
