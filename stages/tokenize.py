@@ -135,11 +135,9 @@ def _text_encoder(params: Params, out: Path) -> TextEncoder:
     if line:
         _say(line)
     encode.check_max_length(max_length, config, tokenizer, pair=len(params.data.text_columns) == 2)
-    split = params.tokenize.split_special_tokens
-    refused = encode.settle_special_tokens(tokenizer, split, config)
-    or_else = ", false as that token" if split is None else ""
+    refused, advice = encode.settle_special_tokens(tokenizer, params.tokenize.split_special_tokens, config)
     tokenizer.save_pretrained(str(out / "tokenizer"))  # before its first call, which leaves a trace in its state
-    return encode.TextEncoder(tokenizer, inputs, params.data.text_columns, max_length, refused, or_else)
+    return encode.TextEncoder(tokenizer, inputs, params.data.text_columns, max_length, refused, advice)
 
 
 def _feature_encoder(source: Source, out: Path) -> FeatureEncoder:

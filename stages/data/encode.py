@@ -189,35 +189,40 @@ class Encoder(Protocol):
     def __call__(self, raw: pa.Table, origin: Origin, position: int) -> dict[str, pa.Array]: ...
 
 
-def settle_special_tokens(tokenizer: PreTrainedTokenizerBase, split: bool | None, config: Any | None) -> list[str]:
+def settle_special_tokens(
+    tokenizer: PreTrainedTokenizerBase, split: bool | None, config: Any | None
+) -> tuple[list[str], str]:
     """Make the tokenizer read special tokens that a text holds (`[SEP]`, `</s>`) as text, or not, as
-    `tokenize.split_special_tokens` says; those that no text may hold.
+    `tokenize.split_special_tokens` says; the tokens that no text may be read as, and the advice where one is.
 
-    Without a word all of them, as they change what the text means. Where they are wanted still the end of sequence of
-    an encoder-decoder, whose head reads at the last one and refuses rows that have more than others.
+    Without a word these are all, as they change what a text means. Where they are wanted, still the end of sequence of
+    an encoder-decoder, whose head reads there and refuses a batch whose rows have more or fewer.
     """
-    if split is not None:
-        tokenizer.split_special_tokens = tokenizer.init_kwargs["split_special_tokens"] = split
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     if split is None:
-        return [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    counted = not split and getattr(config, "is_encoder_decoder", False)
-    return [tokenizer.eos_token] if counted and tokenizer.eos_token else []
+        return special, "write tokenize.split_special_tokens: true to have it read as text, false as that token"
+    tokenizer.split_special_tokens = tokenizer.init_kwargs["split_special_tokens"] = split
+    if split:
+        # Some have it among their pieces of text: T5's, that is Unigram. What is unknown is the unknown token, anyway.
+        known = [token for token in special if token != tokenizer.unk_token]
+        return known, "it is read as that even with tokenize.split_special_tokens: true; change the text"
+    ends = [tokenizer.eos_token] if getattr(config, "is_encoder_decoder", False) and tokenizer.eos_token else []
+    return ends, "of which the model needs one a row; write tokenize.split_special_tokens: true to have it read as text"
 
 
 @dataclass(frozen=True)
 class TextEncoder:
     """Tokens of one text or a pair, as lists of ints, and `truncated` (bool).
 
-    A text that holds one of `refused`, and would be read as that token, is refused; `or_else` is what else one can
-    write.
+    A text that holds one of `refused`, and would be read as that token, is refused with `advice`.
     """
 
     tokenizer: PreTrainedTokenizerBase
     inputs: Sequence[str]
     columns: Sequence[str]
     max_length: int
-    refused: Sequence[str] = ()
-    or_else: str = ""
+    refused: Sequence[str]
+    advice: str
 
     @property
     def features(self) -> dict[str, Any]:
@@ -261,20 +266,22 @@ class TextEncoder:
         held = re.compile("|".join(map(re.escape, sorted(self.refused, key=len, reverse=True))))
         for column, cells in zip(self.columns, texts, strict=True):
             for row, cell in enumerate(cells):
-                found = held.search(cell)
-                if found and self._reads_as_token(cell):
-                    raise UserError(
-                        f"{origin.row(position + row)}, column {quote(column)} holds {quote(found[0])}, which is a "
-                        "special token of the tokenizer; write tokenize.split_special_tokens: true to have it read as "
-                        f"text{self.or_else}"
-                    )
+                for token in dict.fromkeys(held.findall(cell)):
+                    if self._reads_as(token, cell):
+                        raise UserError(
+                            f"{origin.row(position + row)}, column {quote(column)} holds {quote(token)}, a special "
+                            f"token of the tokenizer; {self.advice}"
+                        )
 
-    def _reads_as_token(self, text: str) -> bool:
+    def _reads_as(self, token: str, text: str) -> bool:
         as_it_is, as_text = (
             self.tokenizer(text, add_special_tokens=False, verbose=False, **split)["input_ids"]
             for split in ({}, {"split_special_tokens": True})
         )
-        return bool(as_it_is != as_text)
+        # Whatever is not known is the unknown token.
+        if token == self.tokenizer.unk_token:
+            return bool(as_it_is != as_text)
+        return self.tokenizer.convert_tokens_to_ids(token) in as_it_is
 
 
 @dataclass(frozen=True)

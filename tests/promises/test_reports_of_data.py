@@ -444,6 +444,22 @@ def test_end_of_sequence_in_a_text_of_an_encoder_decoder_is_never_read_as_that(
     assert "row 21, column 'text' holds '[SEP]'" in refusal(capsys)
 
 
+def test_special_token_that_is_a_piece_of_text_too_is_refused_though_it_should_be_split(
+    project: Project, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import T5Config, T5Tokenizer
+
+    letters = sorted({*"".join(WORDS), "<", "/", ">"})
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -1.0), *((letter, -2.0) for letter in letters)]
+    for path in model.glob("tokenizer*"):
+        path.unlink()
+    T5Tokenizer(vocab=pieces, extra_ids=3).save_pretrained(str(model))
+    T5Config(vocab_size=64).save_pretrained(str(model))
+    lay_out(project, {"train.csv": text(TRAIN + "a <unk> 😀,b\nthe </s> cat,a\n")})
+    project.write_params(tokenize={"split_special_tokens": True})
+    assert "row 22, column 'text' holds '</s>'" in (line := refusal(capsys)) and "change the text" in line
+
+
 def test_models_own_tokenizer_with_tokens_that_the_model_lacks_is_refused(
     project: Project, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
