@@ -19,10 +19,14 @@ from stages.ground.signals import PARENT_PID
 
 def repro(arguments: list[str], fresh: bool) -> None:
     """Become `dvc repro`, with this Python first on PATH, as dvc.yaml says `python`."""
+    from stages.config.pipeline import require_rows
+    from stages.config.read import PARAMS_FILE, load_params
     from stages.healing import heal
 
     for line in heal():
         print(f"mended: {line}", file=sys.stderr, flush=True)
+    if Path(PARAMS_FILE).is_file():
+        require_rows(Path(load_params().data.path))  # DVC reads it before any stage can refuse it
     if fresh:
         drop_matching_run()
     environment = os.environ | {

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from stages.config.pipeline import load_stage, require_folders, require_inputs
 from stages.config.pretrained import MODEL, TOKENIZER, resolve_model, resolve_tokenizer
 from stages.config.schema import Params
-from stages.ground.errors import quote, run_stage
+from stages.ground.errors import one_line, quote, run_stage
 from stages.ground.places import METRICS
 from stages.ground.signals import die_with_parent
 
@@ -58,12 +58,20 @@ def tokenize(params: Params, out: Path, cache: Path) -> dict[str, Any]:
 
     from stages.batches.tokenized import SPLITS, Task, save_task
     from stages.data import encode, labels, sources, statistics
+    from stages.data.columns import listing
 
     data = params.data
     text_encoder = _text_encoder(params, out) if data.text_columns else None
     source = sources.load_source(data, cache)
     columns = source.columns
     names = labels.check_source(source, data)
+    for line in source.remarks:
+        _say(line)
+    for group in labels.spelled_alike(names) if data.label_names is None else ():
+        _say(
+            f"warning: {source.where['train']}: column {quote(data.label_column)} holds {listing(group)}, which are "
+            "separate classes; give one class one spelling, or name all of them in data.label_names"
+        )
     if "validation" not in source.splits:
         source = labels.cut_validation(source, data, names, cache)
         _say(f"{source.where['train']}: no validation split; cut {data.validation_size} of train off for it")
@@ -75,7 +83,7 @@ def tokenize(params: Params, out: Path, cache: Path) -> dict[str, Any]:
         labelled = not labels.is_unlabelled(source.splits[split], columns.label)
         rows = encode.raw_rows(source.splits[split], columns, raw_cache)
         encoded = encode.encoded_rows(
-            rows, encoder, columns, names, labelled=labelled, where=source.where[split], cache=input_cache
+            rows, encoder, columns, names, labelled=labelled, origin=source.where[split], cache=input_cache
         )
         truncated = statistics.count_true(encoded, encode.TRUNCATED) if text_encoder else None
         kept = [name for name in encoded.column_names if name != encode.TRUNCATED]
@@ -119,11 +127,17 @@ def _text_encoder(params: Params, out: Path) -> TextEncoder:
     tokenizer = encode.load_tokenizer(folder, source)
     config = encode.load_config(model, params.model.source) if model else None
     inputs = encode.model_inputs(params.data.kind, config, tokenizer)
-    if own is not None:
-        encode.check_vocabulary(source, config, tokenizer)
+    advice = "write null for the model's own tokenizer"
+    if own is None:
+        advice = "give the model an embedding for each (resize_token_embeddings) and save both again"
+    encode.check_vocabulary(source, config, tokenizer, advice)
+    line = encode.set_pad_token(tokenizer, params.tokenize.pad_token, source, config)
+    if line:
+        _say(line)
     encode.check_max_length(max_length, config, tokenizer, pair=len(params.data.text_columns) == 2)
+    refused, advice = encode.settle_special_tokens(tokenizer, params.tokenize.split_special_tokens, config)
     tokenizer.save_pretrained(str(out / "tokenizer"))  # before its first call, which leaves a trace in its state
-    return encode.TextEncoder(tokenizer, inputs, params.data.text_columns, max_length)
+    return encode.TextEncoder(tokenizer, inputs, params.data.text_columns, max_length, refused, advice)
 
 
 def _feature_encoder(source: Source, out: Path) -> FeatureEncoder:
@@ -152,7 +166,7 @@ def _quieten() -> None:
 
 
 def _say(line: str) -> None:
-    print(f"tokenize: {line}", file=sys.stderr, flush=True)
+    print(f"tokenize: {one_line(line)}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

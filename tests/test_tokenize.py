@@ -152,7 +152,7 @@ def model_copy(tiny_model: Path, tmp_path: Path) -> Path:
 
 
 def test_inputs_that_the_forward_does_not_take_are_left_out(project: Project, model_copy: Path) -> None:
-    (model_copy / "config.json").write_text(json.dumps({"model_type": "distilbert", "dim": 32, "vocab_size": 90}))
+    (model_copy / "config.json").write_text(json.dumps({"model_type": "distilbert", "dim": 32, "vocab_size": 900}))
     project.write("data/in/train.csv", csv_rows(ROWS))
     project.write_params(model={"source": str(model_copy)})
     run_stage(stage.main)

@@ -20,8 +20,9 @@ def _inputs(params: Params) -> None:
             f"data.feature_columns needs a model of your own, but model.source is {quote(source)}; "
             "write factory:module:callable, or name data.text_columns"
         )
-    if features and params.tokenize.tokenizer:
-        raise ValueError("tokenize.tokenizer is set, but data.feature_columns are numbers; write null")
+    for key in ("tokenizer", "pad_token", "split_special_tokens"):
+        if features and getattr(params.tokenize, key) is not None:
+            raise ValueError(f"tokenize.{key} is set, but data.feature_columns are numbers; write null")
     if features and params.build_loaders.bucketing == "length":
         raise ValueError("build_loaders.bucketing is length, but rows of feature_columns have none; write none")
     if factory and not features and not params.tokenize.tokenizer:

@@ -116,6 +116,14 @@ def require_folders(stage: Stage) -> None:
             require_dep(stage, folder, f"{named_by} names")
 
 
+def require_rows(path: Path) -> None:
+    """Refuse what DVC and the readers of data would wait for, or read, without end: a pipe or a device, at `path` or in
+    the folder there. Raises UserError with its name."""
+    for file in [path, *(path.rglob("*") if path.is_dir() else ())]:
+        if file.exists() and not file.is_file() and not file.is_dir():
+            raise UserError(f"{file}: a pipe, a device or a socket, and no file; write the rows to a file")
+
+
 def require_inputs(params: Params) -> None:
     """Refuse deps on what tokenize does not write for this kind of input. Raises UserError with the line to write."""
     kind = "text_columns" if params.data.text_columns else "feature_columns"

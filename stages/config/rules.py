@@ -44,6 +44,8 @@ RULES: dict[str, Rule] = {
     "model.kwargs": Rule(("train",), optimizer=True),
     "tokenize.tokenizer": Rule(("tokenize",)),
     "tokenize.max_length": Rule(("tokenize",)),
+    "tokenize.pad_token": Rule(("tokenize",)),
+    "tokenize.split_special_tokens": Rule(("tokenize",)),
     "build_loaders.batch_size": Rule(("build_loaders",)),
     "build_loaders.micro_batch_size": Rule(("build_loaders",)),
     "build_loaders.bucketing": Rule(("build_loaders",)),

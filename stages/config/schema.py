@@ -54,6 +54,8 @@ class DataParams(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> DataParams:
+        if self.path.startswith("~"):
+            raise ValueError(f"data.path is {quote(self.path)}, but DVC knows no ~; write the whole path")
         if self.dataset is None and (self.config or self.revision):
             key = "config" if self.config else "revision"
             raise ValueError(f"data.{key} needs data.dataset (a Hub id); it says nothing about data.path")
@@ -90,6 +92,8 @@ class ModelParams(Section):
 class TokenizeParams(Section):
     tokenizer: Name | None
     max_length: Annotated[int, Field(ge=4)]
+    pad_token: Name | None
+    split_special_tokens: bool | None
 
 
 class BuildLoadersParams(Section):

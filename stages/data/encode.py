@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,11 @@ import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from stages.batches.tokenized import FEATURES
-from stages.data.columns import Columns
+from stages.data.columns import Columns, listing
 from stages.data.features import Standardizer
 from stages.data.labels import target_feature
 from stages.data.numbers import column_matrix
+from stages.data.origin import Origin
 from stages.data.tables import map_tables
 from stages.ground.disk import sha256_file
 from stages.ground.errors import UserError, quote
@@ -38,13 +40,11 @@ def load_tokenizer(folder: Path, source: str) -> PreTrainedTokenizerBase:
     """The fast tokenizer in `folder`; `source` names it in messages. Raises `UserError` if there is none."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), use_fast=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # transformers and tokenizers check little of what they read, and panic in many ways
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{source}: its tokenizer cannot be loaded: {reason}") from None
     if not tokenizer.is_fast:
         raise UserError(f"{source}: it has no fast tokenizer (tokenizer.json); convert it, or use another one")
-    if tokenizer.pad_token_id is None:
-        raise UserError(f"{source}: its tokenizer has no pad token, which batches of rows need")
     for key in PROVENANCE:
         tokenizer.init_kwargs.pop(key, None)
     return tokenizer
@@ -54,7 +54,7 @@ def load_config(folder: Path, source: str) -> Any:
     """The model's configuration. Raises `UserError` for an architecture that transformers does not know."""
     try:
         return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # as above: a list, a number of the wrong type
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"model.source {quote(source)}: its config.json cannot be used: {reason}") from None
 
@@ -76,25 +76,75 @@ def model_inputs(kind: Kind, config: Any | None, tokenizer: PreTrainedTokenizerB
     return [name for name in tokenizer.model_input_names if name in takes]
 
 
-def check_vocabulary(source: str, config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise `UserError` if the tokenizer in `source` makes ids that the model has no embedding for."""
+def set_pad_token(
+    tokenizer: PreTrainedTokenizerBase, wanted: str | None, source: str, config: Any | None
+) -> str | None:
+    """Give the tokenizer the pad token `wanted`, or where it has none its end of sequence, as is usual for a decoder; a
+    line that says so where it was chosen.
+
+    Raises:
+        UserError: `wanted` is no token, there is none to choose, or the model counts positions from another one.
+    """
+    models, line = getattr(config, "pad_token_id", None), None
+    name = "one of its tokens"  # what to write
+    if isinstance(models, int) and 0 <= models < len(tokenizer):
+        name = quote(tokenizer.convert_ids_to_tokens(models))
+    if wanted is not None and wanted not in tokenizer.get_vocab():
+        raise UserError(
+            f"tokenize.pad_token is {quote(wanted)}, which is no token of {source}; its special tokens are "
+            f"{listing(tokenizer.all_special_tokens)}"
+        )
+    if wanted is None and tokenizer.pad_token_id is None:
+        wanted = tokenizer.eos_token
+        if wanted is None:
+            raise UserError(
+                f"{source}: its tokenizer has no pad token, which batches of rows need, and no token for the end of a "
+                f"text, which would do; write {name} in tokenize.pad_token"
+            )
+        line = f"{source}: its tokenizer has no pad token; {quote(wanted)} is taken (tokenize.pad_token names another)"
+    if wanted is not None:
+        tokenizer.add_special_tokens({"pad_token": wanted})
+    if _counts_from_padding(config) and tokenizer.pad_token_id != models:
+        raise UserError(
+            f"{source}: its tokenizer pads with {quote(tokenizer.pad_token)}, id {tokenizer.pad_token_id}, but the "
+            f"model's pad_token_id is {models}, from which it counts positions; "
+            + (f"write {name} in tokenize.pad_token" if isinstance(models, int) else "write one into its config.json")
+        )
+    return line
+
+
+def _counts_from_padding(config: Any | None) -> bool:
+    """Whether the first position of a text is one above the pad token's id, as in RoBERTa and all that is built on it;
+    the positions up to there are never used."""
+    mapping: Any = transformers.AutoModel._model_mapping
+    if type(config) not in mapping or getattr(config, "position_embedding_type", "absolute") != "absolute":
+        return False
+    module = vars(inspect.getmodule(mapping[type(config)]))
+    name = "create_position_ids_from_input_ids"
+    return name in module or any(hasattr(thing, name) for thing in module.values() if inspect.isclass(thing))
+
+
+def check_vocabulary(source: str, config: Any, tokenizer: PreTrainedTokenizerBase, advice: str) -> None:
+    """Raise `UserError`, with `advice`, if the tokenizer in `source` makes ids that the model has no embedding for."""
     size = getattr(config, "vocab_size", None)
     if isinstance(size, int) and len(tokenizer) > size:
-        raise UserError(
-            f"{source}: its tokenizer has {len(tokenizer)} tokens, but model.source has {size}; "
-            "write null for the model's own tokenizer"
-        )
+        raise UserError(f"{source}: its tokenizer has {len(tokenizer)} tokens, but model.source has {size}; {advice}")
 
 
 def check_max_length(max_length: int, config: Any | None, tokenizer: PreTrainedTokenizerBase, *, pair: bool) -> None:
     """Raise `UserError` if the model has fewer positions, or the special tokens alone fill `max_length`."""
-    limits = {
-        "the model's max_position_embeddings": getattr(config, "max_position_embeddings", None),
-        "the tokenizer's model_max_length": tokenizer.model_max_length,
-    }
-    for name, limit in limits.items():
-        if isinstance(limit, int) and 0 < limit < max_length:
-            raise UserError(f"tokenize.max_length is {max_length}, but {name} is {limit}; write at most {limit}")
+    positions = getattr(config, "max_position_embeddings", None)
+    limits = [
+        (positions, f"the model's max_position_embeddings is {positions}"),
+        (tokenizer.model_max_length, f"the tokenizer's model_max_length is {tokenizer.model_max_length}"),
+    ]
+    if isinstance(positions, int) and _counts_from_padding(config):
+        left = positions - getattr(config, "pad_token_id", 0) - 1
+        limits[0] = (left, f"{limits[0][1]}, of which {left} are for tokens")
+    short = [(limit, what) for limit, what in limits if isinstance(limit, int) and 0 < limit < max_length]
+    if short:
+        least, what = min(short, key=lambda entry: entry[0])
+        raise UserError(f"tokenize.max_length is {max_length}, but {what}; write at most {least}")
     special = tokenizer.num_special_tokens_to_add(pair=pair)
     if max_length <= special:
         raise UserError(
@@ -127,7 +177,7 @@ def raw_rows(dataset: datasets.Dataset, columns: Columns, cache: Path) -> datase
 class Encoder(Protocol):
     """Makes the model's `inputs` of raw rows; `features` are the types of what it makes.
 
-    Errors name the rows by `where` and `start`, the first one's number.
+    Errors name the rows as `origin` does; the first one is at `position` there.
     """
 
     @property
@@ -136,26 +186,53 @@ class Encoder(Protocol):
     @property
     def features(self) -> dict[str, Any]: ...
 
-    def __call__(self, raw: pa.Table, where: str, start: int) -> dict[str, pa.Array]: ...
+    def __call__(self, raw: pa.Table, origin: Origin, position: int) -> dict[str, pa.Array]: ...
+
+
+def settle_special_tokens(
+    tokenizer: PreTrainedTokenizerBase, split: bool | None, config: Any | None
+) -> tuple[list[str], str]:
+    """Make the tokenizer read special tokens that a text holds (`[SEP]`, `</s>`) as text, or not, as
+    `tokenize.split_special_tokens` says; the tokens that no text may be read as, and the advice where one is.
+
+    Without a word these are all, as they change what a text means. Where they are wanted, still the end of sequence of
+    an encoder-decoder, whose head reads there and refuses a batch whose rows have more or fewer.
+    """
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    if split is None:
+        return special, "write tokenize.split_special_tokens: true to have it read as text, false as that token"
+    tokenizer.split_special_tokens = tokenizer.init_kwargs["split_special_tokens"] = split
+    if split:
+        # Some have it among their pieces of text: T5's, that is Unigram. What is unknown is the unknown token, anyway.
+        known = [token for token in special if token != tokenizer.unk_token]
+        return known, "it is read as that even with tokenize.split_special_tokens: true; change the text"
+    ends = [tokenizer.eos_token] if getattr(config, "is_encoder_decoder", False) and tokenizer.eos_token else []
+    return ends, "of which the model needs one a row; write tokenize.split_special_tokens: true to have it read as text"
 
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """Tokens of one text or a pair, as lists of ints, and `truncated` (bool)."""
+    """Tokens of one text or a pair, as lists of ints, and `truncated` (bool).
+
+    A text that holds one of `refused`, and would be read as that token, is refused with `advice`.
+    """
 
     tokenizer: PreTrainedTokenizerBase
     inputs: Sequence[str]
     columns: Sequence[str]
     max_length: int
+    refused: Sequence[str]
+    advice: str
 
     @property
     def features(self) -> dict[str, Any]:
         lists = {name: datasets.List(datasets.Value(ITEM_TYPES.get(name, "int8"))) for name in self.inputs}
         return {**lists, TRUNCATED: datasets.Value("bool")}
 
-    def __call__(self, raw: pa.Table, where: str, start: int) -> dict[str, pa.Array]:
+    def __call__(self, raw: pa.Table, origin: Origin, position: int) -> dict[str, pa.Array]:
+        texts = [raw[column].to_pylist() for column in self.columns]
         encoded = self.tokenizer(
-            *(raw[column].to_pylist() for column in self.columns),
+            *texts,
             truncation=True,
             max_length=self.max_length,
             padding=False,
@@ -163,6 +240,8 @@ class TextEncoder:
             return_attention_mask="attention_mask" in self.inputs,
             verbose=False,
         )
+        self._refuse_empty(encoded["input_ids"], origin, position)
+        self._refuse_special(texts, origin, position)
         # What was cut off is the encoding's overflow: exact, and no second pass. A shorter row cannot have any.
         truncated = [
             len(row) == self.max_length and bool(encoding.overflowing)
@@ -170,6 +249,39 @@ class TextEncoder:
         ]
         lists = {name: pa.array(encoded[name], self.features[name].pa_type) for name in self.inputs}
         return {**lists, TRUNCATED: pa.array(truncated)}
+
+    def _refuse_empty(self, rows: list[list[int]], origin: Origin, position: int) -> None:
+        for row, ids in enumerate(rows):
+            if not ids:
+                columns = " and ".join(map(quote, self.columns))
+                raise UserError(
+                    f"{origin.row(position + row)}, column {columns} becomes no token at all: the tokenizer knows "
+                    "nothing in it, and has no token for what it does not know; change the text, remove the row, or "
+                    "name another tokenizer in tokenize.tokenizer"
+                )
+
+    def _refuse_special(self, texts: list[list[str]], origin: Origin, position: int) -> None:
+        if not self.refused:
+            return
+        held = re.compile("|".join(map(re.escape, sorted(self.refused, key=len, reverse=True))))
+        for column, cells in zip(self.columns, texts, strict=True):
+            for row, cell in enumerate(cells):
+                for token in dict.fromkeys(held.findall(cell)):
+                    if self._reads_as(token, cell):
+                        raise UserError(
+                            f"{origin.row(position + row)}, column {quote(column)} holds {quote(token)}, a special "
+                            f"token of the tokenizer; {self.advice}"
+                        )
+
+    def _reads_as(self, token: str, text: str) -> bool:
+        as_it_is, as_text = (
+            self.tokenizer(text, add_special_tokens=False, verbose=False, **split)["input_ids"]
+            for split in ({}, {"split_special_tokens": True})
+        )
+        # Whatever is not known is the unknown token.
+        if token == self.tokenizer.unk_token:
+            return bool(as_it_is != as_text)
+        return self.tokenizer.convert_tokens_to_ids(token) in as_it_is
 
 
 @dataclass(frozen=True)
@@ -183,9 +295,9 @@ class FeatureEncoder:
     def features(self) -> dict[str, Any]:
         return {FEATURES: datasets.List(datasets.Value("float32"), length=len(self.standardizer.columns))}
 
-    def __call__(self, raw: pa.Table, where: str, start: int) -> dict[str, pa.Array]:
+    def __call__(self, raw: pa.Table, origin: Origin, position: int) -> dict[str, pa.Array]:
         values = column_matrix(raw.select(list(self.standardizer.columns)))
-        scaled = self.standardizer.scale(values, where, start)
+        scaled = self.standardizer.scale(values, origin, position)
         return {FEATURES: pa.FixedSizeListArray.from_arrays(pa.array(scaled.ravel()), scaled.shape[1])}
 
 
@@ -196,7 +308,7 @@ def encoded_rows(
     names: list[str],
     *,
     labelled: bool,
-    where: str,
+    origin: Origin,
     cache: Path,
 ) -> datasets.Dataset:
     """What `encoder` makes of every row, and `labels` if the split has them."""
@@ -205,7 +317,7 @@ def encoded_rows(
         features["labels"] = target_feature(columns.kind, len(names))
 
     def encode(table: pa.Table, position: int) -> pa.Table:
-        made = encoder(table, where, position + 1)
+        made = encoder(table, origin, position)
         if labelled:
             made["labels"] = columns.kind.targets(table[columns.label], names)
         return pa.table(made)

@@ -17,6 +17,7 @@ import torch
 
 from stages.data.columns import listing
 from stages.data.numbers import Float64, Moments, column_matrix, is_number_type, refuse_unusable, to_float64
+from stages.data.origin import Origin
 from stages.data.tables import batches
 from stages.ground import disk
 from stages.ground.errors import UserError, quote
@@ -69,10 +70,11 @@ class Standardizer:
             if counts[name] != 1:
                 found = f"{counts[name]} columns" if counts[name] else "no column"
                 raise UserError(f"{FRAME}: {found} {quote(name)}; the columns are {listing(list(frame.columns))}")
-        return torch.from_numpy(self.scale(np.stack([_numbers(frame[name], name) for name in self.columns]), FRAME, 1))
+        values = np.stack([_numbers(frame[name], name) for name in self.columns])
+        return torch.from_numpy(self.scale(values, Origin([(FRAME, len(frame))]), 0))
 
-    def scale(self, values: Float64, where: str, start: int) -> npt.NDArray[np.float32]:
-        """`values` (columns, rows), standardised: float32 (rows, columns). `start` is the first row's number.
+    def scale(self, values: Float64, origin: Origin, position: int) -> npt.NDArray[np.float32]:
+        """`values` (columns, rows), standardised: float32 (rows, columns). `position` is the first row's in `origin`.
 
         Raises:
             UserError: a number too far from train's for float32.
@@ -82,8 +84,8 @@ class Standardizer:
         if not np.isfinite(scaled).all():
             row, column = np.argwhere(~np.isfinite(scaled))[0]
             raise UserError(
-                f"{where}: row {start + row}, column {quote(self.columns[column])} holds {values[column, row]}, too "
-                f"far from train's mean {self.mean[column]} at a standard deviation of {self.std[column]}; "
+                f"{origin.row(position + int(row))}, column {quote(self.columns[column])} holds {values[column, row]}, "
+                f"too far from train's mean {self.mean[column]} at a standard deviation of {self.std[column]}; "
                 "correct the row or remove it"
             )
         return scaled
@@ -97,5 +99,5 @@ def _numbers(series: pd.Series, name: str) -> Float64:
     if not is_number_type(cells.type):
         raise UserError(f"{FRAME}: column {quote(name)} is {cells.type}; allowed are numbers, and text that is one")
     numbers = to_float64(cells, FRAME, name, 1)
-    refuse_unusable(numbers, FRAME, name, 1)
+    refuse_unusable(numbers, Origin([(FRAME, len(series))]), name, 0)
     return numbers.to_numpy()

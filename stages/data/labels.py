@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 
 import datasets
@@ -17,6 +20,7 @@ import pyarrow.compute as pc
 from stages.config.schema import DataParams
 from stages.data.columns import listing
 from stages.data.numbers import refuse_unusable
+from stages.data.origin import Origin
 from stages.data.sources import Source
 from stages.data.tables import batches, map_tables
 from stages.ground.errors import UserError, quote
@@ -24,6 +28,7 @@ from stages.tasks.base import Kind
 
 MAX_CLASSES = 1000
 INTEGER = re.compile(r"[+-]?[0-9]+")
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?")
 
 
 def check_source(source: Source, data: DataParams) -> list[str]:
@@ -78,55 +83,65 @@ def _sorted_names(counts: Counter[str]) -> list[str]:
     return sorted(counts)
 
 
+def spelled_alike(names: Sequence[str]) -> list[list[str]]:
+    """Groups of names that are one number (`1`, `1.0`), or one word but for blanks, case or form (`neg`, `Neg `)."""
+    groups: dict[object, list[str]] = {}
+    for name in names:
+        seen = (sign for sign in unicodedata.normalize("NFKC", name) if unicodedata.category(sign) != "Cf")
+        word = " ".join("".join(seen).split()).casefold()
+        groups.setdefault(Decimal(word) if NUMBER.fullmatch(word) else word, []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
 def _check_rows(source: Source, split: str, names: list[str] | None, known_from: str) -> Counter[str]:
     dataset, where, columns = source.splits[split], source.where[split], source.columns
     checked = columns.names
-    if source.hub and is_unlabelled(dataset, columns.label):
+    if (source.hub or split in source.unlabelled) and is_unlabelled(dataset, columns.label):
         if split != "test":
             raise UserError(f"{where}: no row has a label (all are -1 or null); only the test split may lack them")
         checked.remove(columns.label)
     counts: Counter[str] = Counter()
-    start = 1
+    position = 0
     for table in batches(dataset, checked):
         for column in checked:
-            _check_cells(table[column], where, column, start)
+            _check_cells(table[column], where, column, position)
         if columns.label in checked and columns.kind.has_classes:
             labels = table[columns.label]
             if names is not None:
-                _refuse_unknown(labels, names, known_from, where, columns.label, start)
+                _refuse_unknown(labels, names, known_from, where, columns.label, position)
             counts += count_labels(labels)
             if names is None and len(counts) > MAX_CLASSES:
-                raise UserError(_too_many(where, columns.label))
-        start += len(table)
+                raise UserError(_too_many(str(where), columns.label))
+        position += len(table)
     return counts
 
 
-def _check_cells(values: pa.ChunkedArray, where: str, column: str, start: int) -> None:
+def _check_cells(values: pa.ChunkedArray, where: Origin, column: str, position: int) -> None:
     if pa.types.is_floating(values.type):
-        refuse_unusable(values, where, column, start)
+        refuse_unusable(values, where, column, position)
     elif pa.types.is_list(values.type):
-        _refuse_odd_list(values, where, column, start)
+        _refuse_odd_list(values, where, column, position)
     else:
-        _refuse_empty(values, where, column, start)
+        _refuse_empty(values, where, column, position)
 
 
 def _first(mask: pa.ChunkedArray) -> int:
     return pc.index(mask, True).as_py()
 
 
-def _refuse_empty(values: pa.ChunkedArray, where: str, column: str, start: int) -> None:
+def _refuse_empty(values: pa.ChunkedArray, where: Origin, column: str, position: int) -> None:
     row = _first(pc.fill_null(pc.equal(pc.utf8_trim_whitespace(values), ""), True))
     if row >= 0:
         found = values[row].as_py()
         what = "null" if found is None else "empty" if found == "" else "only whitespace"
         raise UserError(
-            f"{where}: row {start + row}, column {quote(column)} is {what}; every row needs a text and a label: "
+            f"{where.row(position + row)}, column {quote(column)} is {what}; every row needs a text and a label: "
             "fill it in or remove the row"
         )
 
 
-def _refuse_odd_list(values: pa.ChunkedArray, where: str, column: str, start: int) -> None:
-    for row, labels in enumerate(values.to_pylist(), start):
+def _refuse_odd_list(values: pa.ChunkedArray, where: Origin, column: str, position: int) -> None:
+    for row, labels in enumerate(values.to_pylist(), position):
         if labels is None:
             problem, advice = "is null", "write an empty cell or list where a row has no label"
         elif not all(label and label.strip() for label in labels):
@@ -135,11 +150,11 @@ def _refuse_odd_list(values: pa.ChunkedArray, where: str, column: str, start: in
             problem, advice = f"holds {quote(labels)}, with a label twice", "write it once"
         else:
             continue
-        raise UserError(f"{where}: row {row}, column {quote(column)} {problem}; {advice}")
+        raise UserError(f"{where.row(row)}, column {quote(column)} {problem}; {advice}")
 
 
 def _refuse_unknown(
-    labels: pa.ChunkedArray, names: list[str], known_from: str, where: str, column: str, start: int
+    labels: pa.ChunkedArray, names: list[str], known_from: str, where: Origin, column: str, position: int
 ) -> None:
     lists = pa.types.is_list(labels.type)
     flat = pc.list_flatten(labels) if lists else labels
@@ -147,7 +162,7 @@ def _refuse_unknown(
     if at >= 0:
         row = pc.list_parent_indices(labels)[at].as_py() if lists else at
         raise UserError(
-            f"{where}: row {start + row}, column {quote(column)} holds {quote(flat[at].as_py())}, "
+            f"{where.row(position + row)}, column {quote(column)} holds {quote(flat[at].as_py())}, "
             f"which is none of {known_from} "
             f"({listing(names)}); correct the row or name the class in data.label_names"
         )
@@ -209,7 +224,9 @@ def cut_validation(source: Source, data: DataParams, names: list[str], cache: Pa
     for name in names:
         if not left[name]:
             raise UserError(f"{problem}: class {quote(name)} would be left without rows in train; {advice}")
-    return replace(source, splits={**source.splits, **splits}, where={**source.where, "validation": where})
+    origins = {"train": Origin(where.files, np.flatnonzero(~chosen)),
+               "validation": Origin(where.files, np.flatnonzero(chosen))}  # fmt: skip
+    return replace(source, splits={**source.splits, **splits}, where={**source.where, **origins})
 
 
 def _part(dataset: datasets.Dataset, chosen: npt.NDArray[np.bool_], cache: Path) -> datasets.Dataset:

@@ -7,6 +7,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from stages.data.origin import Origin
 from stages.ground.errors import UserError, quote
 
 Float64 = npt.NDArray[np.float64]
@@ -39,7 +40,8 @@ def to_float64(values: pa.ChunkedArray, where: str, column: str, start: int) -> 
         return pc.cast(text, pa.float64())
     except pa.ArrowInvalid:
         row, cell = next((row, cell) for row, cell in enumerate(text.to_pylist()) if not _is_number(cell))
-        raise _unusable(where, column, start + row, f"holds {quote(cell)}" if cell else "is empty") from None
+        what = f"holds {quote(cell)}" if cell else "is empty"
+        raise _unusable(f"{where}: row {start + row}", column, what) from None
 
 
 def _is_number(cell: str | None) -> bool:
@@ -50,17 +52,17 @@ def _is_number(cell: str | None) -> bool:
     return True
 
 
-def refuse_unusable(values: pa.ChunkedArray, where: str, column: str, start: int) -> None:
-    """Raise `UserError`, with its row, for the first null, nan or number beyond float32."""
+def refuse_unusable(values: pa.ChunkedArray, origin: Origin, column: str, position: int) -> None:
+    """Raise `UserError`, with its row, for the first null, nan or number beyond float32; `position` is the first's."""
     row = pc.index(pc.fill_null(pc.less_equal(pc.abs(values), LARGEST), False), False).as_py()
     if row >= 0:
         found = values[row].as_py()
-        raise _unusable(where, column, start + row, "is null" if found is None else f"holds {found}")
+        raise _unusable(origin.row(position + row), column, "is null" if found is None else f"holds {found}")
 
 
-def _unusable(where: str, column: str, row: int, what: str) -> UserError:
+def _unusable(row: str, column: str, what: str) -> UserError:
     return UserError(
-        f"{where}: row {row}, column {quote(column)} {what}; every row needs a finite number there, "
+        f"{row}, column {quote(column)} {what}; every row needs a finite number there, "
         f"at most {LARGEST:.2g}: correct the row or remove it"
     )
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import glob
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +17,8 @@ from stages.config.schema import DataParams
 from stages.data import files
 from stages.data.columns import Columns, choose, listing, require_columns, split_labels
 from stages.data.numbers import is_number_type, to_float64
-from stages.data.tables import batch_rows, map_tables
+from stages.data.origin import Origin
+from stages.data.tables import batch_rows, batches, map_tables
 from stages.ground.errors import UserError, quote
 
 # What a Parquet or label column may hold: these have one obvious text.
@@ -29,15 +32,18 @@ Reader = Callable[[pa.ChunkedArray, int], pa.ChunkedArray]
 class Source:
     """The splits as read: per split the columns in `columns`, of the types in `columns.features`.
 
-    `where` names each split in error messages. A label is null in every row of an unlabelled Hub split.
+    `where` names each split's rows in messages. A label is null in every row of an unlabelled Hub split, and of the
+    local ones in `unlabelled`. `remarks` are lines that say what was decided.
     `class_names` is the Hub's (or Parquet's) own order of classes, None where it declares none.
     """
 
     splits: dict[str, datasets.Dataset]
-    where: dict[str, str]
+    where: dict[str, Origin]
     columns: Columns
     class_names: list[str] | None
     hub: bool
+    unlabelled: frozenset[str] = frozenset()
+    remarks: tuple[str, ...] = ()
 
 
 def load_source(data: DataParams, cache: Path) -> Source:
@@ -50,26 +56,102 @@ def load_source(data: DataParams, cache: Path) -> Source:
 
 
 def _load_files(data: DataParams, cache: Path) -> Source:
-    found = files.find_files(Path(data.path).expanduser())
+    found = files.find_files(Path(data.path))
+    remarks = [f"{data.path}: left aside: {listing(found.left_aside)}"] if found.left_aside else []
+    train = found.splits["train"][0]
+    with _read(train):
+        columns = choose(data, files.header(train), str(train))
     splits: dict[str, datasets.Dataset] = {}
+    where: dict[str, Origin] = {}
     class_names: list[str] | None = None
-    columns: Columns | None = None
-    for split, path in sorted(found.items(), key=lambda item: item[0] != "train"):
-        try:
-            columns = columns or choose(data, files.header(path), str(path))
-            dataset = _load_file(path, columns, cache / f"read-{split}")
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
-        names = _class_names(dataset, data.label_column)
-        class_names = names if split == "train" else class_names
-        splits[split] = _as_typed(dataset, columns, str(path), cache / f"typed-{split}.arrow", hub=False)
-    assert columns is not None
-    return Source(splits, {split: str(path) for split, path in found.items()}, columns, class_names, hub=False)
+    unlabelled = set()
+    for split in sorted(found.splits, key=lambda split: split != "train"):
+        paths = found.splits[split]
+        lacks_label = split == "test" and _lacks_label(paths, columns)
+        parts = []
+        secret = split == "test" and not lacks_label
+        for number, path in enumerate(paths):
+            with _read(path):
+                names = list(columns.inputs) if lacks_label else columns.names
+                dataset = _load_file(path, columns, names, cache / f"read-{split}-{number}")
+            if split == "train" and not number:
+                class_names = _class_names(dataset, data.label_column)
+            # An id that stands for no class becomes null; a cell that is null is a mistake.
+            secret = secret and _class_names(dataset, data.label_column) is not None and _holds(dataset, columns, -1)
+            parts.append(_as_typed(dataset, columns, str(path), cache / f"typed-{split}-{number}.arrow", hub=False))
+        splits[split] = datasets.concatenate_datasets(parts) if len(parts) > 1 else parts[0]
+        where[split] = Origin([(str(path), part.num_rows) for path, part in zip(paths, parts, strict=True)])
+        if len(parts) > 1 or (Path(data.path).is_dir() and paths[0].stem not in files.PLAIN):
+            remarks.append(f"{split}: {listing([str(path) for path in paths])}")
+        why = f"no column {quote(columns.label)}" if lacks_label else None
+        if split == "test" and why is None and (secret or _is_secret(splits, columns)):
+            why = f"column {quote(columns.label)} is -1 in every row, and in no row of train"
+            splits[split] = _without_labels(splits[split], columns, cache / "secret.arrow")
+        if why:
+            unlabelled.add(split)
+            remarks.append(f"{where[split]}: {why}, so that its rows are predicted, and not scored")
+    return Source(splits, where, columns, class_names, False, frozenset(unlabelled), tuple(remarks))
 
 
-def _load_file(path: Path, columns: Columns, cache: Path) -> datasets.Dataset:
+@contextmanager
+def _read(path: Path) -> Iterator[None]:
+    """What keeps `path` from being read becomes one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except files.UNPACKING_ERRORS as error:
+        raise UserError(f"{path}: cannot be unpacked ({error}); pack it again") from None
+
+
+def _lacks_label(paths: Sequence[Path], columns: Columns) -> bool:
+    """Whether none of the test files has the label column; one whose name is nearly the same may be a slip."""
+    headers = []
+    for path in paths:
+        with _read(path):
+            headers.append(files.header(path))
+    if any(columns.label in header for header in headers):
+        return False
+    wanted = columns.label.lower().strip()
+    return not any(difflib.get_close_matches(wanted, [name.lower().strip() for name in header]) for header in headers)
+
+
+def _holds(dataset: datasets.Dataset, columns: Columns, label: object) -> bool:
+    """Whether each label is this one."""
+    return bool(pc.all(pc.fill_null(pc.equal(dataset.data.column(columns.label), label), False)).as_py())
+
+
+def _is_secret(splits: dict[str, datasets.Dataset], columns: Columns) -> bool:
+    """Whether each label of the test split is the Hub's -1 for a secret one, and -1 is no label in train."""
+    if columns.kind.several:
+        return False
+
+    def is_secret(split: str) -> Iterator[pa.ChunkedArray]:
+        values = pa.array(["-1", "-1.0"] if columns.kind.has_classes else [-1.0])
+        for table in batches(splits[split], [columns.label]):
+            yield pc.is_in(table[columns.label], value_set=values)
+
+    return all(pc.all(found).as_py() for found in is_secret("test")) and not any(
+        pc.any(found).as_py() for found in is_secret("train")
+    )
+
+
+def _without_labels(dataset: datasets.Dataset, columns: Columns, cache: Path) -> datasets.Dataset:
+    def without(table: pa.Table, _: int) -> pa.Table:
+        return table.set_column(
+            table.column_names.index(columns.label), columns.label, _nulls(table[columns.label], columns)
+        )
+
+    return map_tables(dataset, without, columns.features, cache, "reading")
+
+
+def _nulls(values: Sized, columns: Columns) -> pa.ChunkedArray:
+    return pa.chunked_array([pa.nulls(len(values), columns.features[columns.label].pa_type)])
+
+
+def _load_file(path: Path, columns: Columns, names: Sequence[str], cache: Path) -> datasets.Dataset:
     # datasets caches what it read by path and mtime; a private cache folder makes content alone decide.
-    suffix = path.suffix.lower()
+    suffix = files.suffix_of(path)
     data_files = {"train": [glob.escape(str(path.absolute()))]}
     text = datasets.Value("string")
     expected: int | None = None
@@ -78,26 +160,29 @@ def _load_file(path: Path, columns: Columns, cache: Path) -> datasets.Dataset:
             label = columns.features[columns.label] if columns.kind.several else text
             return datasets.Dataset.from_generator(
                 files.json_rows,
-                features=datasets.Features({**dict.fromkeys(columns.inputs, text), columns.label: label}),
-                gen_kwargs={"path": str(path), "columns": columns},
+                features=datasets.Features({name: label if name == columns.label else text for name in names}),
+                gen_kwargs={"path": str(path), "columns": columns, "names": tuple(names)},
                 cache_dir=str(cache),
                 fingerprint="0" * 16,
             )
         if suffix == files.PARQUET:
-            files.check_parquet(path, columns.names)
+            files.check_parquet(path, names)
             return datasets.load_dataset(
-                "parquet", data_files=data_files, split="train", columns=columns.names, cache_dir=str(cache)
+                "parquet", data_files=data_files, split="train", columns=list(names), cache_dir=str(cache)
             )
-        expected = files.check_delimited(path, columns.names)
+        expected = files.check_delimited(path, names)
+        if path.suffix.lower() in files.UNPACKED_BY:
+            # datasets would keep what it unpacks, by path and mtime, outside of the project.
+            data_files = {"train": [glob.escape(str(files.unpack(path, cache.with_suffix(suffix)).absolute()))]}
         dataset = datasets.load_dataset(
             "csv",
             data_files=data_files,
             split="train",
             cache_dir=str(cache),
             sep=files.DELIMITERS[suffix],
-            usecols=columns.names,
-            features=datasets.Features(dict.fromkeys(columns.names, text)),
-            chunksize=batch_rows(len(columns.names)),
+            usecols=list(names),
+            features=datasets.Features(dict.fromkeys(names, text)),
+            chunksize=batch_rows(len(names)),
             # 'NA', 'null' and '1.0' are text like any other.
             keep_default_na=False,
             na_filter=False,
@@ -125,16 +210,20 @@ def _load_hub(data: DataParams, cache: Path) -> Source:
         raise UserError(f"Hub dataset {quote(name)}: no train split; it has {listing([str(key) for key in loaded])}")
     columns = choose(data, loaded["train"].column_names, f"Hub dataset {quote(name)}, split train")
     splits: dict[str, datasets.Dataset] = {}
-    where: dict[str, str] = {}
+    where: dict[str, Origin] = {}
+    left: list[str] = []
     for hub_split, dataset in loaded.items():
         split = files.SPLIT_OF.get(str(hub_split))
         if split is None:
+            left.append(str(hub_split))
             continue
         if split in splits:
             raise UserError(f"{where[split]}: {hub_split} is a {split} split as well; use a copy that has one of them")
-        where[split] = f"Hub dataset {quote(name)}, split {hub_split}"
-        splits[split] = _load_hub_split(dataset, columns, where[split], cache / f"typed-{split}.arrow")
-    return Source(splits, where, columns, _class_names(loaded["train"], data.label_column), hub=True)
+        where[split] = Origin([(f"Hub dataset {quote(name)}, split {hub_split}", dataset.num_rows)])
+        splits[split] = _load_hub_split(dataset, columns, str(where[split]), cache / f"typed-{split}.arrow")
+    remarks = (f"Hub dataset {quote(name)}: left aside: split {listing(left)}",) if left else ()
+    class_names = _class_names(loaded["train"], data.label_column)
+    return Source(splits, where, columns, class_names, hub=True, remarks=remarks)
 
 
 def _hub_reason(error: BaseException) -> str:
@@ -169,17 +258,20 @@ def _class_names(dataset: datasets.Dataset, column: str) -> list[str] | None:
 
 def _as_typed(dataset: datasets.Dataset, columns: Columns, where: str, cache: Path, *, hub: bool) -> datasets.Dataset:
     """`dataset` with the wanted columns alone, of the types in `columns.features`; class ids become names."""
-    dataset = dataset.select_columns(columns.names)
+    found = [name for name in columns.names if name in dataset.column_names]
+    dataset = dataset.select_columns(found)
     features = dataset.features  # a deep copy, each time
     # A number may stand for a label that is kept secret: see `_label_reader`.
     if features == columns.features and columns.kind.has_classes:
         return dataset
     reader_of = _number_reader if columns.numeric else _text_reader
     readers = {column: reader_of(features[column], column, where) for column in columns.inputs}
-    readers[columns.label] = _label_reader(dataset, columns, where, hub=hub)
+    if columns.label in found:
+        readers[columns.label] = _label_reader(dataset, columns, where, hub=hub)
 
     def as_typed(table: pa.Table, position: int) -> pa.Table:
-        return pa.table({column: read(table[column], position + 1) for column, read in readers.items()})
+        typed = {column: read(table[column], position + 1) for column, read in readers.items()}
+        return pa.table({columns.label: _nulls(table, columns)} | typed).select(columns.names)
 
     return map_tables(dataset, as_typed, columns.features, cache, f"reading {where}")
 
@@ -189,7 +281,29 @@ def _text_reader(feature: object, column: str, where: str, also: str = "") -> Re
         raise UserError(
             f"{where}: column {quote(column)} is {_kind(feature)}; allowed are text, numbers and true or false{also}"
         )
-    return lambda values, _: pc.cast(values, pa.string())
+
+    def text_of(values: pa.ChunkedArray, start: int) -> pa.ChunkedArray:
+        position = _first_not_finite(values)
+        if position is not None:
+            raise _no_text(values[position], f"{where}: row {start + position}", column)
+        return pc.cast(values, pa.string())
+
+    return text_of
+
+
+def _first_not_finite(values: pa.ChunkedArray) -> int | None:
+    # NaN is what pandas writes where nothing is, and as text would be a class.
+    if not pa.types.is_floating(values.type):
+        return None
+    position = pc.index(pc.is_finite(values), False).as_py()
+    return position if position >= 0 else None
+
+
+def _no_text(value: pa.Scalar, row: str, column: str) -> UserError:
+    return UserError(
+        f"{row}, column {quote(column)} holds {value.as_py()}, which is neither text nor a label; "
+        "fill it in or remove the row"
+    )
 
 
 def _number_reader(feature: object, column: str, where: str) -> Reader:
@@ -219,7 +333,7 @@ def _label_reader(dataset: datasets.Dataset, columns: Columns, where: str, *, hu
     # The Hub's convention for a test split whose labels are kept secret. A lone -1 may be a class of its own.
     secret = ("int",) if columns.kind.has_classes else ("int", "float")
     if hub and feature.dtype.startswith(secret) and pc.all(pc.equal(dataset.data.column(column), -1)).as_py():
-        return lambda values, _: pa.chunked_array([pa.nulls(len(values), columns.features[column].pa_type)])
+        return lambda values, _: _nulls(values, columns)
     return reader
 
 
@@ -235,7 +349,16 @@ def _labels_reader(feature: object, columns: Columns, where: str) -> Reader:
         return names
     if isinstance(feature, LISTS):
         _text_reader(feature.feature, column, where)
-        return lambda values, _: pc.cast(values, lists)
+
+        def labels(values: pa.ChunkedArray, start: int) -> pa.ChunkedArray:
+            flat = pc.list_flatten(values)
+            position = _first_not_finite(flat)
+            if position is not None:
+                row = start + pc.list_parent_indices(values)[position].as_py()
+                raise _no_text(flat[position], f"{where}: row {row}", column)
+            return pc.cast(values, lists)
+
+        return labels
     text_of = _text_reader(feature, column, where, ", and lists of them")
 
     def split(values: pa.ChunkedArray, start: int) -> pa.ChunkedArray:

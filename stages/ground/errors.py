@@ -41,9 +41,17 @@ def quote(value: object, limit: int = 80) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
+def one_line(message: str) -> str:
+    """`message` as one line that a terminal shows as it is: names of files, and what is in them, may hold escapes."""
+    text = " ".join(message.split())
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+    )
+
+
 def fail(message: str) -> NoReturn:
     """Print `message` as the one line a person sees, and exit with code 2."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    print(f"error: {one_line(message)}", file=sys.stderr, flush=True)
     sys.exit(USER_ERROR_EXIT)
 
 

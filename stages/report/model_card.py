@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from stages.batches.tokenized import Task
+from stages.config.pretrained import local_folder
 from stages.config.schema import FACTORY
 from stages.report.html import score
 from stages.report.rows import by_answer
@@ -47,8 +48,8 @@ _MARKUP = re.compile(r"([\\`*_{}\[\]<>|~#$&])")
 
 
 def hub_id(source: str) -> str | None:
-    """`source` if it is written like a Hub id, else None: by its form alone, as the card must not depend on a disk."""
-    return source if _HUB_ID.fullmatch(source) else None
+    """`source` if it is written like a Hub id and no folder, which would have been taken for it, has that name."""
+    return source if _HUB_ID.fullmatch(source) and local_folder(source) is None else None
 
 
 def escape_markdown(value: object, limit: int = NAME_LENGTH) -> str:

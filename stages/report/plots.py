@@ -6,6 +6,7 @@ Every task writes both files. One with a header alone is a plot that DVC leaves 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,15 +21,20 @@ from stages.report.text import class_name
 
 NAME_LENGTH = 80
 MAX_POINTS = 200
+# With what a cell begins that a spreadsheet computes, wide forms included.
+_FORMULA = re.compile("[=+@\uff1d\uff0b\uff0d\uff20-].")
+_NUMBER = re.compile(r"[+-]?[0-9.]+(e[+-]?[0-9]+)?", re.IGNORECASE)
 CURVE_COLUMNS = ["precision", "recall", "threshold", "label"]
 
 
 def plot_names(label_names: Sequence[str]) -> list[str]:
     """One distinct name a class, in id order.
 
-    DVC writes the rows into a `<script>` of its HTML as they are: a label with `</script>` in it would end that.
+    DVC writes the rows into a `<script>` of its HTML as they are: a label with `</script>` in it would end that. A
+    spreadsheet computes what begins like a formula, unless an apostrophe comes first.
     """
     names = [class_name(name, NAME_LENGTH).replace("<", "\u2039") for name in label_names]
+    names = [f"'{name}" if _FORMULA.match(name) and not _NUMBER.fullmatch(name) else name for name in names]
     return [name if names.count(name) == 1 else f"{name} ({index})" for index, name in enumerate(names)]
 
 
