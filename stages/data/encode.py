@@ -16,6 +16,7 @@ import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from stages.batches.tokenized import FEATURES
+from stages.config.pretrained import require_whole_model, require_whole_tokenizer
 from stages.data.columns import Columns
 from stages.data.features import Standardizer
 from stages.data.labels import target_feature
@@ -36,9 +37,10 @@ MADE = ("input_ids", "token_type_ids", "attention_mask")
 
 def load_tokenizer(folder: Path, source: str) -> PreTrainedTokenizerBase:
     """The fast tokenizer in `folder`; `source` names it in messages. Raises `UserError` if there is none."""
+    require_whole_tokenizer(folder, source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), use_fast=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # whatever broken files make the libraries raise
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{source}: its tokenizer cannot be loaded: {reason}") from None
     if not tokenizer.is_fast:
@@ -52,9 +54,10 @@ def load_tokenizer(folder: Path, source: str) -> PreTrainedTokenizerBase:
 
 def load_config(folder: Path, source: str) -> Any:
     """The model's configuration. Raises `UserError` for an architecture that transformers does not know."""
+    require_whole_model(folder, f"model.source {quote(source)}")
     try:
         return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever broken files make the libraries raise
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"model.source {quote(source)}: its config.json cannot be used: {reason}") from None
 
