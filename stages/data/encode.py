@@ -41,6 +41,8 @@ def load_tokenizer(folder: Path, source: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), use_fast=True, trust_remote_code=False)
     except Exception as error:  # whatever broken files make the libraries raise
+        if (folder / "config.json").is_file():
+            _read_config(folder, source)  # tokenizers look there too, and say less
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{source}: its tokenizer cannot be loaded: {reason}") from None
     if not tokenizer.is_fast:
@@ -55,11 +57,15 @@ def load_tokenizer(folder: Path, source: str) -> PreTrainedTokenizerBase:
 def load_config(folder: Path, source: str) -> Any:
     """The model's configuration. Raises `UserError` for an architecture that transformers does not know."""
     require_whole_model(folder, f"model.source {quote(source)}")
+    return _read_config(folder, f"model.source {quote(source)}")
+
+
+def _read_config(folder: Path, where: str) -> Any:
     try:
         return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:  # whatever broken files make the libraries raise
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"model.source {quote(source)}: its config.json cannot be used: {reason}") from None
+        raise UserError(f"{where}: its config.json cannot be used: {reason}") from None
 
 
 def model_inputs(kind: Kind, config: Any | None, tokenizer: PreTrainedTokenizerBase) -> list[str]:

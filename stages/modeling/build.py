@@ -340,10 +340,7 @@ def _rebuild(folder: Path, source: str | None, kwargs: dict[str, Any] | None) ->
     if weights.keys() != expected.keys():
         raise UserError(f"{folder}: its weights are those of another model than {wanted.source} makes now")
     live = model.state_dict()
-    state = {
-        name: torch.view_as_complex(value) if live[name].dtype == torch.complex128 else value
-        for name, value in weights.items()
-    }
+    state = {name: codec.restored(value, live[name].dtype) for name, value in weights.items()}
     # What is tied is loaded under its first name.
     model.load_state_dict(state | codec.join(wanted.extra_state, extra), strict=False)
     return model

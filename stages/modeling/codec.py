@@ -22,6 +22,12 @@ def stored(tensor: torch.Tensor) -> torch.Tensor:
     return (torch.view_as_real(copied) if copied.dtype == torch.complex128 else copied).contiguous()
 
 
+def restored(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What `stored` was given, which was of `dtype`."""
+    # A copy of its own: pairs in a mapped file need not begin where complex128 may.
+    return torch.view_as_complex(tensor.clone()) if dtype == torch.complex128 else tensor
+
+
 def memory(tensor: torch.Tensor, name: str) -> object:
     """What views of the very same memory (tied weights) have in common; an empty one shares it with none."""
     if not tensor.numel():
@@ -76,7 +82,7 @@ def join(skeleton: Any, tensors: Mapping[str, torch.Tensor]) -> Tree:
     if _TENSOR in skeleton:
         return tensors[skeleton[_TENSOR]]
     if _COMPLEX in skeleton:
-        return torch.view_as_complex(tensors[skeleton[_COMPLEX]])
+        return restored(tensors[skeleton[_COMPLEX]], torch.complex128)
     if _TUPLE in skeleton:
         return tuple(join(item, tensors) for item in skeleton[_TUPLE])
     if _DICT in skeleton:
