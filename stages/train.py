@@ -148,7 +148,7 @@ def train_to_the_end(
     inputs = load_inputs(params, compute)
     loggers = make_loggers(params.train.loggers, run.path, run.id, params.model_dump(by_alias=True))
     resumer = Resumer(run, identity, candidates, params, compute, say)
-    state, is_saved = resumer.resume(lambda: build_state(params, inputs), inputs.total_steps)
+    state, is_saved = resumer.resume(lambda: build_state(params, inputs, say), inputs.total_steps)
     candidates.remove_unused(state.progress.candidates, resumer.checkpoints)
     if state.progress.step == 0:
         preflight(state, inputs, params, say)

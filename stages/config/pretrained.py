@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-from pathlib import Path
+import json
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from stages.config.schema import FACTORY
 from stages.ground.errors import UserError, quote
@@ -14,6 +16,84 @@ MODEL, TOKENIZER = "model.source", "tokenize.tokenizer"
 # What is fetched from the Hub. Never .bin: those are pickles.
 TOKENIZER_FILES = ["*.json", "*.txt", "*.model"]
 MODEL_FILES = [*TOKENIZER_FILES, "model*.safetensors"]
+# Where transformers takes for granted that a file holds an object.
+OBJECTS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+
+
+def _object(path: Path, where: str) -> dict[str, Any]:
+    """The object in a JSON file; `where` names its folder in messages. Raises UserError: it holds something else."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{where}: {path.name} cannot be read: {reason}; fetch it again") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{where}: {path.name} should hold an object, found a {type(found).__name__}; fetch it again")
+    return found
+
+
+def weight_files(folder: Path, where: str) -> list[Path]:
+    """The files of safetensors in `folder` that are loaded; `where` names it in messages.
+
+    Raises:
+        UserError: there is none, or the index names anything but safetensors inside of the folder.
+    """
+    single, index = (folder / name for name in WEIGHTS)
+    return [single] if single.is_file() else [folder / name for name in _shards(index, where)]
+
+
+def _shards(index: Path, where: str) -> list[str]:
+    names = _object(index, where).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise UserError(f"{where}: {index.name} should have a weight_map from tensors to files; fetch it again")
+    found = sorted(set(names.values()))
+    for name in found:
+        path = PurePosixPath(name)
+        if path.suffix != ".safetensors" or path.is_absolute() or ".." in path.parts:
+            raise UserError(
+                f"{where}: {index.name} names {quote(name)}; only safetensors inside of the folder are loaded, never "
+                "pickled weights (.bin)"
+            )
+    return found
+
+
+def require_whole_tokenizer(folder: Path, where: str) -> None:
+    """Refuse JSON files over which transformers would fall. Raises UserError: one is cut short or holds no object."""
+    for name in OBJECTS:
+        if (folder / name).is_file():
+            _object(folder / name, where)
+
+
+def require_whole_model(folder: Path, where: str) -> None:
+    """Refuse what transformers would fall over, or follow out of a model's folder.
+
+    Raises:
+        UserError: a JSON file or the header of a file of weights is cut short or broken in another way, or there are
+            weights of another name or an adapter.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    require_whole_tokenizer(folder, where)
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(f"{where}: it has an adapter_config.json, so it is no whole model; merge the adapter into one")
+    if "transformers_weights" in _object(folder / "config.json", where):
+        raise UserError(
+            f"{where}: config.json names its weights by transformers_weights; call them {WEIGHTS[0]} and leave it out"
+        )
+    for path in weight_files(folder, where):
+        try:
+            with safe_open(path, framework="np"):
+                pass
+        except (OSError, SafetensorError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{where}: {path.relative_to(folder)} cannot be read: {reason}; fetch it again") from None
 
 
 def _package_folder(source: str, named_by: str) -> Path:
@@ -87,8 +167,8 @@ def resolve_model(source: str, revision: str | None) -> Path | None:
     None for a factory: its model is made by code, and comes with no files.
 
     Raises:
-        UserError: unknown package or folder, a path that leaves its package, no safetensors weights,
-            or a Hub id that cannot be fetched.
+        UserError: unknown package or folder, a path that leaves its package, no safetensors weights, an index
+            that names other files, or a Hub id that cannot be fetched.
     """
     if source.startswith(FACTORY):
         if revision is not None:
@@ -105,4 +185,5 @@ def resolve_model(source: str, revision: str | None) -> Path | None:
             f"model.source {quote(source)}: no {WEIGHTS[0]} in {folder} (found {found}); "
             "pickled weights (.bin) are never loaded: convert them to safetensors"
         )
+    weight_files(folder, f"model.source {quote(source)}")
     return folder

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,9 @@ from stages.config.schema import Params
 from stages.ground.errors import UserError, quote
 
 PARAMS_FILE = "params.yaml"
+# More than anybody writes, and less than takes a second to read.
+DEEPEST, MOST_FOLLOWED, MOST_DIGITS = 50, 100_000, 25
+_INTEGER = re.compile(r"[-+]?(0x[0-9a-fA-F_]+|0o[0-7_]+|0b[01_]+|[0-9_]+)")
 
 
 def _unknown_key(section: str, key: str) -> str:
@@ -42,8 +47,11 @@ def _one_line(error: ValidationError) -> str:
         line = _unknown_key(".".join(where[:-1]), where[-1])
     elif first["type"] == "missing":
         line = f"{'.'.join(where)} is missing; every key must be there (null where it allows it)"
+    elif first["type"] == "invalid_key":
+        line = f"{key} is no key; a key is text, such as {', '.join(Params.model_fields)}"
     elif first["type"] == "value_error":
-        line = str(first["ctx"]["error"])
+        # Of a section as a whole the message says which keys.
+        line = f"{key}: " * (len(where) > 1) + str(first["ctx"]["error"])
     else:
         allowed = {
             e["msg"].removeprefix("Input should be ") for e in error.errors() if e["loc"][:2] == first["loc"][:2]
@@ -75,12 +83,15 @@ def read_yaml(path: str | Path) -> Any:
     """Read a YAML file as DVC does (YAML 1.2: `2e-5` is a number).
 
     Raises:
-        UserError: if it is missing, not UTF-8, or no YAML, with the line.
+        UserError: if it is missing, not UTF-8, no YAML, or larger, once its aliases are followed, than any file that a
+            person writes; with the line.
     """
     from ruamel.yaml import YAML, YAMLError
 
     try:
-        return YAML(typ="safe").load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        _bound(path, YAML(typ="safe").parse(text))
+        return YAML(typ="safe").load(text)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run from the folder that holds it") from None
     except UnicodeDecodeError as error:
@@ -89,6 +100,38 @@ def read_yaml(path: str | Path) -> Any:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         raise UserError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+    except ValueError as error:  # a tag or a date that its text does not keep to
+        raise UserError(f"{path}: not valid YAML: {error}") from None
+
+
+def _bound(path: str | Path, events: Iterable[Any]) -> None:
+    """Refuse, before anything is built of it, what would take for ever: aliases of aliases, depth, long numbers."""
+    size: dict[str, int] = {}  # of what is anchored, aliases followed
+    inside: list[tuple[str | None, int]] = []  # the collections around, and how large all was when they began
+    total = followed = 0
+    for event in events:
+        anchor, kind = getattr(event, "anchor", None), type(event).__name__
+        where = f"{path}:{event.start_mark.line + 1}: " if event.start_mark else f"{path}: "
+        if kind == "AliasEvent":
+            if anchor in [name for name, _ in inside]:
+                raise UserError(f"{where}the alias *{anchor} stands for what contains it; write its values out")
+            total += size.get(str(anchor), 0)
+            followed += size.get(str(anchor), 0)
+        elif kind in ("MappingStartEvent", "SequenceStartEvent"):
+            inside.append((anchor, total))
+            total += 1
+        elif kind in ("MappingEndEvent", "SequenceEndEvent"):
+            name, before = inside.pop()
+            size |= {name: total - before} if name else {}
+        elif kind == "ScalarEvent":
+            total += 1
+            size |= {anchor: 1} if anchor else {}
+            if event.implicit[0] and len(event.value) > MOST_DIGITS and _INTEGER.fullmatch(event.value):
+                raise UserError(f"{where}a number of {len(event.value)} digits; no parameter takes one of more than 19")
+        if len(inside) > DEEPEST:
+            raise UserError(f"{where}nested deeper than {DEEPEST} levels; no parameter is")
+        if followed > MOST_FOLLOWED:
+            raise UserError(f"{where}aliases stand for more than {MOST_FOLLOWED:,} values; write out what is needed")
 
 
 def load_params(path: str | Path = PARAMS_FILE) -> Params:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from stages.ground.errors import quote
 from stages.tasks.base import Kind
@@ -32,10 +32,40 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-PositiveInt = Annotated[int, Field(ge=1)]
+def _plain(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Keywords that JSON holds, as identities, checkpoints and models/ do; a NaN would differ from itself."""
+    for name, value in kwargs.items():
+        todo = [value]
+        while todo:
+            value = todo.pop()
+            if isinstance(value, dict):
+                todo += [*value, *value.values()]
+            elif isinstance(value, list):
+                todo += value
+            elif value != value or not isinstance(value, str | bool | int | float | None):
+                raise ValueError(
+                    f"the keyword {quote(name)} holds {quote(value)}; it should be text (in quotes), a number, true, "
+                    "false, null, or lists and mappings of these"
+                )
+    return kwargs
+
+
+# What 64 bits hold: numbers of rows and steps are counted in such.
+PositiveInt = Annotated[int, Field(ge=1, le=2**63 - 1)]
+# Rows of one batch: as many tokens have no address.
+Rows = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Kwargs = Annotated[dict[str, Any], AfterValidator(_plain)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Name = Annotated[str, Field(min_length=1)]
+
+
+def _without_nul(name: str) -> str:
+    if "\0" in name:
+        raise ValueError(f"{quote(name)} holds a NUL, which no path or column has")
+    return name
+
+
+Name = Annotated[str, Field(min_length=1), AfterValidator(_without_nul)]
 
 
 class DataParams(Section):
@@ -86,19 +116,19 @@ class DataParams(Section):
 class ModelParams(Section):
     source: Name
     revision: Name | None
-    kwargs: dict[str, Any]
+    kwargs: Kwargs
 
 
 class TokenizeParams(Section):
     tokenizer: Name | None
-    max_length: Annotated[int, Field(ge=4)]
+    max_length: Annotated[int, Field(ge=4, le=2**31 - 1)]
     pad_token: Name | None
     split_special_tokens: bool | None
 
 
 class BuildLoadersParams(Section):
-    batch_size: PositiveInt
-    micro_batch_size: PositiveInt
+    batch_size: Rows
+    micro_batch_size: Rows
     bucketing: Literal["none", "length"]
     drop_last: bool
     seed: Seed
@@ -120,7 +150,7 @@ class BuildLoadersParams(Section):
 
 class CallbackParams(Section):
     class_: Annotated[str, Field(alias="class", pattern=r"^[\w.]+:\w+$")]
-    kwargs: dict[str, Any] = {}
+    kwargs: Kwargs = {}
 
 
 class TrainParams(Section):
@@ -129,9 +159,9 @@ class TrainParams(Section):
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     weight_decay: NonNegativeFloat
     optim: Name
-    optim_kwargs: dict[str, Any]
+    optim_kwargs: Kwargs
     lr_scheduler_type: Name
-    lr_scheduler_kwargs: dict[str, Any]
+    lr_scheduler_kwargs: Kwargs
     warmup_steps: NonNegativeFloat
     max_grad_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
     freeze: list[Name]
@@ -139,7 +169,7 @@ class TrainParams(Section):
     tf32: bool
     compile: bool
     loss: Name | None
-    loss_kwargs: dict[str, Any]
+    loss_kwargs: Kwargs
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     class_weights: (
         Annotated[list[Annotated[float, Field(gt=0, allow_inf_nan=False)]], Field(min_length=1)]
@@ -157,7 +187,7 @@ class TrainParams(Section):
     logging_steps: PositiveInt
     callbacks: list[CallbackParams]
     loggers: list[Literal["tensorboard", "wandb", "dvclive"]]
-    num_workers: Annotated[int, Field(ge=0)]
+    num_workers: Annotated[int, Field(ge=0, le=2**31 - 1)]
     seed: Seed
     deterministic: bool
     device: Name
@@ -201,7 +231,7 @@ class EvaluateParams(Section):
     metrics: Annotated[list[Name], Field(min_length=1)]
     metric_for_best_model: Name
     greater_is_better: bool | None
-    eval_batch_size: PositiveInt
+    eval_batch_size: Rows
     threshold: Annotated[float, Field(gt=0, lt=1)]
 
     @model_validator(mode="after")

@@ -17,6 +17,7 @@ import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from stages.batches.tokenized import FEATURES
+from stages.config.pretrained import require_whole_model, require_whole_tokenizer
 from stages.data.columns import Columns, listing
 from stages.data.features import Standardizer
 from stages.data.labels import target_feature
@@ -38,9 +39,12 @@ MADE = ("input_ids", "token_type_ids", "attention_mask")
 
 def load_tokenizer(folder: Path, source: str) -> PreTrainedTokenizerBase:
     """The fast tokenizer in `folder`; `source` names it in messages. Raises `UserError` if there is none."""
+    require_whole_tokenizer(folder, source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), use_fast=True, trust_remote_code=False)
     except Exception as error:  # transformers and tokenizers check little of what they read, and panic in many ways
+        if (folder / "config.json").is_file():
+            _read_config(folder, source)  # tokenizers look there too, and say less
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{source}: its tokenizer cannot be loaded: {reason}") from None
     if not tokenizer.is_fast:
@@ -52,11 +56,16 @@ def load_tokenizer(folder: Path, source: str) -> PreTrainedTokenizerBase:
 
 def load_config(folder: Path, source: str) -> Any:
     """The model's configuration. Raises `UserError` for an architecture that transformers does not know."""
+    require_whole_model(folder, f"model.source {quote(source)}")
+    return _read_config(folder, f"model.source {quote(source)}")
+
+
+def _read_config(folder: Path, where: str) -> Any:
     try:
         return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:  # as above: a list, a number of the wrong type
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"model.source {quote(source)}: its config.json cannot be used: {reason}") from None
+        raise UserError(f"{where}: its config.json cannot be used: {reason}") from None
 
 
 def model_inputs(kind: Kind, config: Any | None, tokenizer: PreTrainedTokenizerBase) -> list[str]:

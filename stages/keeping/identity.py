@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.config.pipeline import Stage
-from stages.config.pretrained import resolve_model, resolve_tokenizer
+from stages.config.pretrained import resolve_model, resolve_tokenizer, weight_files
 from stages.config.rules import RULES, deciding
 from stages.ground.disk import sha256_file
 from stages.ground.errors import UserError
@@ -106,14 +106,10 @@ def _pretrained(stage: Stage) -> Iterator[tuple[str, Path]]:
 
 
 def _loaded(folder: Path, patterns: Iterable[str]) -> list[Path]:
-    """The files in `folder` that match, and the shards that a safetensors index names, wherever they are."""
+    """The files in `folder` that match, and where weights are loaded the shards that its index names."""
     found = {path for pattern in patterns for path in folder.glob(pattern)}
-    for index in folder.glob("*.safetensors.index.json") if "*.safetensors" in patterns else ():
-        try:
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            found |= {folder / name for name in names}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue  # whoever loads it says what is wrong with it
+    if "*.safetensors" in patterns:
+        found |= set(weight_files(folder, str(folder)))
     return sorted(path for path in found if path.is_file())
 
 

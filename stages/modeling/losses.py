@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +60,7 @@ def make_objective(train: TrainParams, task: Task, train_split: datasets.Dataset
     name = loss_name(train, task)
     weights = _class_weights(train.class_weights, task, train_split)
     if is_custom(name):
-        return Objective(_custom(name, train.loss_kwargs), None)
+        return Objective(_custom(name, train.loss_kwargs, device), None)
     with user_code(f"train.loss_kwargs {quote(train.loss_kwargs)} for {name}"):
         kwargs: dict[str, Any] = {
             key: torch.tensor(value, device=device) if isinstance(value, list) or key == "pos_weight" else value
@@ -80,19 +81,28 @@ def _try_keywords(loss: RowLoss, task: Task, name: str, kwargs: dict[str, Any], 
         loss(torch.zeros(1, classes, device=device), labels.to(device))
 
 
-def _custom(path: str, kwargs: dict[str, Any]) -> RowLoss:
+def _custom(path: str, kwargs: dict[str, Any], device: torch.device) -> RowLoss:
     """The user's `module:callable`, or an instance of it where it is a class, such as one of torch.nn."""
     found = import_object(path, "train.loss")
     if not callable(found):
         raise UserError(f"train.loss is {path}, which is no callable but {type(found).__name__}")
     with user_code(f"train.loss_kwargs {quote(kwargs)} for {path}"):
         function: Any = found(**kwargs) if inspect.isclass(found) else partial(found, **kwargs)
-    if isinstance(function, nn.Module) and any(True for _ in function.parameters()):
-        raise UserError(f"train.loss {path} has parameters, which nothing would train; make them part of the model")
+    if isinstance(function, nn.Module):
+        if any(True for _ in function.parameters()):
+            raise UserError(f"train.loss {path} has parameters, which nothing would train; make them part of the model")
+        function.to(device)
 
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        before = _state(function)
         # (rows, 1) against (rows,) would broadcast to (rows, rows) without a word.
         value = function(logits.squeeze(1) if logits.shape[1] == 1 else logits, labels)
+        changed = [name for name, found in _state(function).items() if before.get(name, _NEW) != found]
+        if changed:
+            raise UserError(
+                f"train.loss {path} changes its own {', '.join(changed[:3])} when it is called, which no checkpoint "
+                "holds; keep such a state in the model's buffers, or in a callback that has a state_dict"
+            )
         if not isinstance(value, Tensor) or value.shape not in ((), labels.shape[:1]):
             given = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise UserError(
@@ -102,6 +112,27 @@ def _custom(path: str, kwargs: dict[str, Any]) -> RowLoss:
         return value
 
     return loss
+
+
+_NEW = object()
+
+
+def _state(function: Any) -> dict[str, Any]:
+    """What a loss that is an object holds, in a form that tells whether it was changed: tensors by their version, so
+    that nothing is copied or waited for. Empty for a function."""
+    modules = function.named_modules() if isinstance(function, nn.Module) else [("", function)]
+    found: dict[str, Any] = {}
+    for prefix, module in modules:
+        held = getattr(module, "__dict__", {}) if not isinstance(module, partial) else {}
+        buffers = held.get("_buffers", {}) if isinstance(module, nn.Module) else {}
+        for name, value in {**held, **buffers}.items():
+            if isinstance(value, Tensor):
+                found[f"{prefix}{'.' * bool(prefix)}{name}"] = (id(value), value._version)
+            elif isinstance(value, str | bool | int | float | None):
+                found[f"{prefix}{'.' * bool(prefix)}{name}"] = value if value == value else "nan"
+            elif isinstance(value, list | dict | set | deque):
+                found[f"{prefix}{'.' * bool(prefix)}{name}"] = (id(value), len(value))
+    return found
 
 
 def _class_weights(wanted: object, task: Task, train_split: datasets.Dataset) -> Tensor | None:

@@ -32,6 +32,7 @@ MAX_NUMBERED_CLASSES = 20  # with more, the numbers in the cells are smaller tha
 MAX_PERCENT_CLASSES = 8
 MAX_NAMED_TICKS = 40
 INCHES_A_LETTER = 0.085
+LARGEST = 1e100  # of a number that is drawn
 
 STYLE: dict[Any, Any] = {
     "font.family": ["DejaVu Sans"],  # comes with matplotlib, and its copy is found first
@@ -88,6 +89,17 @@ def _tick_name(index: int, name: str) -> str:
     text = class_name(name, NAME_LENGTH)
     drawn = "".join(character if ord(character) in _drawable() else "□" for character in text)
     return text if drawn == text else f"{index}: {drawn}"
+
+
+def _plottable(values: Any) -> NDArray[np.float64]:
+    """`values`, NaN where no axis reaches: matplotlib cannot lay out one from -1e308 to 1e308."""
+    found = np.asarray(values, np.float64)
+    return np.where(np.abs(found) <= LARGEST, found, np.nan)
+
+
+def _number(value: float) -> str:
+    """Four places; a number too long for them in its short form."""
+    return f"{value:.4f}" if abs(value) < 1e9 else f"{value:.4g}"
 
 
 def confusion_counts(label: NDArray[np.int64], prediction: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
@@ -163,8 +175,9 @@ def _padded_range(values: NDArray[np.float64]) -> tuple[float, float]:
 def scatter_figure(label: NDArray[np.float64], prediction: NDArray[np.float64]) -> bytes:
     """PNG with a dot per row at (label, prediction); on the diagonal the two are equal.
 
-    Rows where either is not finite have no dot.
+    Rows where either is not finite, or larger than any axis, have no dot.
     """
+    label, prediction = _plottable(label), _plottable(prediction)
     low, high = _padded_range(np.concatenate([label, prediction]))
     opacity = min(max(100 / max(len(label), 1), 0.08), 0.7)  # so that a crowd is seen as one
 
@@ -212,24 +225,37 @@ def _mark_chosen(axes: Axes, step: int) -> None:
 def _draw_losses(axes: Axes, train: pd.DataFrame, evals: pd.DataFrame) -> None:
     axes.set_title("Loss")
     # Markers where a line alone would show nothing: a single row.
-    axes.plot(train["step"], train["loss"], color=TRAINING, label="training", marker="o" if len(train) == 1 else "")
-    axes.plot(evals["step"], evals["loss"], color=VALIDATION, label="validation", marker="o", markersize=4)
+    axes.plot(
+        train["step"],
+        _plottable(train["loss"]),
+        color=TRAINING,
+        label="training",
+        marker="o" if len(train) == 1 else "",
+    )
+    axes.plot(evals["step"], _plottable(evals["loss"]), color=VALIDATION, label="validation", marker="o", markersize=4)
     axes.legend(loc="best")
     axes.tick_params(labelbottom=False)
 
 
 def _draw_learning_rate(axes: Axes, train: pd.DataFrame) -> None:
     axes.set_title("Learning rate")
-    axes.plot(train["step"], train["learning_rate"], color=TRAINING, marker="o" if len(train) == 1 else "")
+    axes.plot(train["step"], _plottable(train["learning_rate"]), color=TRAINING, marker="o" if len(train) == 1 else "")
     axes.set_ylim(bottom=0)
     axes.set_xlabel("step")
 
 
 def _draw_metric(axes: Axes, evals: pd.DataFrame, metric: str, chosen_step: int) -> None:
     axes.set_title(f"Validation {legible(metric, NAME_LENGTH)}")
-    axes.plot(evals["step"], evals[metric], color=VALIDATION, marker="o", markersize=4)
+    axes.plot(evals["step"], _plottable(evals[metric]), color=VALIDATION, marker="o", markersize=4)
     chosen = evals[evals["step"] == chosen_step]
-    axes.plot(chosen["step"], chosen[metric], "o", markersize=9, color=CHOSEN, label=f"chosen: step {chosen_step:,}")
+    axes.plot(
+        chosen["step"],
+        _plottable(chosen[metric]),
+        "o",
+        markersize=9,
+        color=CHOSEN,
+        label=f"chosen: step {chosen_step:,}",
+    )
     axes.legend(loc="best")
     axes.set_xlabel("step")
 
@@ -262,15 +288,19 @@ def candidates_figure(candidates: dict[str, dict[str, float]], metric: str, chos
     """
     names = sorted(candidates, key=step_of)
     scores = [candidates[name].get(metric, float("nan")) for name in names]
+    ticks = [f"step {step_of(name):,}" for name in names]
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         axes.grid(visible=False, axis="x")
-        for row, (name, score) in enumerate(zip(names, scores, strict=True)):
+        for row, (name, score, place) in enumerate(zip(names, scores, _plottable(scores), strict=True)):
+            if np.isnan(place):
+                ticks[row] += f" ({_number(score)})"  # without a dot
+                continue
             colour = CHOSEN if name == chosen else VALIDATION
-            axes.plot([score], [row], "o", markersize=8, color=colour)
-            axes.annotate(f"{score:.4f}", (score, row), (9, 0), textcoords="offset points", va="center", color=colour)
-        axes.set_yticks(range(len(names)), [f"step {step_of(name):,}" for name in names])
+            axes.plot([place], [row], "o", markersize=8, color=colour)
+            axes.annotate(_number(score), (place, row), (9, 0), textcoords="offset points", va="center", color=colour)
+        axes.set_yticks(range(len(names)), ticks)
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.margins(x=0.15)
         axes.set_title(f"Validation {legible(metric, NAME_LENGTH)}")

@@ -159,8 +159,11 @@ classify = pipeline("{task.kind.pipeline}", model="models/best")
 The path is the folder of this card. {meaning}{roles}"""
 
 
-def _factory_usage(task: Task, max_length: int, threshold: float) -> str:
+def _factory_usage(task: Task, source: str, max_length: int, threshold: float) -> str:
     """How a model that transformers does not know is loaded, with this pipeline's own code."""
+    # Other code than that in stages/custom is called only because these lines say so.
+    is_other = re.fullmatch(rf"{FACTORY}(?!stages\.custom\b)[\w.]+:\w+", source)
+    trusted = f', "{source}"' if is_other else ""
     if task.feature_columns:
         imports, ours = "import pandas as pd\nimport torch", "from stages.data.features import Standardizer\n"
         lines = """frame = pd.read_csv("new.csv")  # with the columns that features.json names
@@ -186,7 +189,7 @@ from stages.modeling.forward import Forward
 from stages.modeling.head import decide
 
 folder = Path("models/best")
-model = load_model(folder, torch.device("cpu"))
+model = load_model(folder, torch.device("cpu"){trusted})
 {lines}
 with torch.no_grad():
     logits = Forward(model)(batch)
@@ -225,7 +228,9 @@ def model_card(*, best: dict[str, Any], task: Task, head: Head, params: dict[str
     max_length = params["tokenize"]["max_length"]
     factory = source.startswith(FACTORY)
     usage = (
-        _factory_usage(task, max_length, threshold) if factory else _pipeline_usage(task, head, max_length, threshold)
+        _factory_usage(task, source, max_length, threshold)
+        if factory
+        else _pipeline_usage(task, head, max_length, threshold)
     )
     no_test = "" if best["test"] else "\nThere was no labelled test split.\n"
     title = f"{'Text ' if task.text_columns else ''}{task.kind.title} model"

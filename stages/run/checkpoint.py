@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from stages.keeping.sealed import DamagedError
 from stages.keeping.store import Shelf
-from stages.run import codec
+from stages.modeling import codec
 
 KEPT = 2
 TEXT, TENSORS = ".json", ".safetensors"

@@ -13,11 +13,11 @@ from stages.keeping import environment
 from stages.keeping.folder import RunFolder, find_source
 from stages.keeping.identity import Identity
 from stages.keeping.sealed import DamagedError
+from stages.modeling.codec import Tree
 from stages.modeling.compute import Compute
 from stages.modeling.device import set_threads
 from stages.run.candidates import Candidates
 from stages.run.checkpoint import Checkpoints
-from stages.run.codec import Tree
 from stages.run.state import Candidate, TrainState, saved_progress
 
 Say = Callable[[str], None]

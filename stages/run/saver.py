@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 
 from stages.keeping.sealed import SaveError
+from stages.modeling.codec import Tree
 from stages.run.checkpoint import Checkpoints, Snapshot
-from stages.run.codec import Tree
 
 # The first save after a start comes with the first step, the next ones at twice the distance of the last, until
 # save_seconds is reached: a machine that is taken away every 45 s still gets somewhere.

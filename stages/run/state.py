@@ -16,10 +16,10 @@ from typing_extensions import TypedDict
 
 from stages.ground.errors import user_code
 from stages.keeping.sealed import DamagedError, FileRecord
+from stages.modeling import codec
+from stages.modeling.codec import Tree
 from stages.modeling.parallel import Parallel
 from stages.modeling.world import World
-from stages.run import codec
-from stages.run.codec import Tree
 from stages.run.history import History
 
 T = TypeVar("T")

@@ -36,7 +36,7 @@ from stages.config.schema import CallbackParams, Params
 from stages.ground.errors import UserError, quote, user_code
 
 if TYPE_CHECKING:
-    from stages.run.codec import Tree
+    from stages.modeling.codec import Tree
     from stages.run.state import TrainState
 
 

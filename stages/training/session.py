@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 
 from stages.batches.plan import BatchPlan
 from stages.batches.tokenized import TOKENIZED, load_split, load_task, load_tokenizer
@@ -43,11 +44,13 @@ def load_inputs(params: Params, compute: Compute) -> Inputs:
     )
 
 
-def build_state(params: Params, inputs: Inputs) -> TrainState:
-    """The model and all that trains it, as they are at a run's beginning."""
+def build_state(params: Params, inputs: Inputs, say: Callable[[str], None] = lambda line: None) -> TrainState:
+    """The model and all that trains it, as they are at a run's beginning; `say` is told what of the model is new."""
     train, device = params.train, inputs.compute.device
     folder = resolve_model(params.model.source, params.model.revision)
-    model = build_model(params.model, folder, head_of(inputs.task, loss_name(train, inputs.task)), train.seed)
+    head = head_of(inputs.task, loss_name(train, inputs.task))
+    pad_token_id = None if inputs.tokenizer is None else inputs.tokenizer.pad_token_id
+    model = build_model(params.model, folder, head, train.seed, pad_token_id, say)
     model.to(device)
     freeze(model, train.freeze)
     optimizer = make_optimizer(model, train, device)

@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from stages.batches.collate import make_loader
 from stages.config.schema import FACTORY, Params, is_custom
 from stages.ground.errors import UserError, quote, user_code
+from stages.modeling import codec
 from stages.modeling.buffers import remember_buffers
 from stages.modeling.build import load_model, save_model
 from stages.modeling.head import head_of
 from stages.modeling.losses import loss_name
 from stages.modeling.parallel import Parallel
 from stages.modeling.world import World
-from stages.run import codec
 from stages.run.state import TrainState
 from stages.scoring.scorer import Scorer
 from stages.tasks.base import Kind
@@ -47,7 +47,9 @@ def preflight(state: TrainState, inputs: Inputs, params: Params, say: Callable[[
             train, tensors on several devices, a callback state that no checkpoint can hold, or a metric that fails.
     """
     model, compute, task = state.model, inputs.compute, inputs.task
+    extra = {name: value for name, value in model.state_dict().items() if not isinstance(value, Tensor)}
     for what, tree in (
+        ("model.source", extra),
         ("train.callbacks", {name: callback.state_dict() for name, callback in state.callbacks.items()}),
         ("train.lr_scheduler_type", state.schedule.scheduler.state_dict()),
     ):
@@ -133,7 +135,7 @@ def _check_rebuilt(model: nn.Module, expected: NDArray[np.float32], params: Para
     """A model of one's own that is saved and built again has to be the same, as that is what is published."""
     with tempfile.TemporaryDirectory() as folder:
         save_model(model, Path(folder), params.model)
-        rebuilt = load_model(Path(folder), scorer.compute.device)
+        rebuilt = load_model(Path(folder), scorer.compute.device, params.model.source)
     found = scorer(Parallel(rebuilt, scorer.compute)).logits
     if not np.allclose(found, expected, rtol=1e-4, atol=1e-5, equal_nan=True):
         raise UserError(

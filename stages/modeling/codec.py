@@ -10,12 +10,30 @@ from typing import Any
 
 import torch
 
-from stages.modeling.build import memory
-
 Tree = Any
 """dict (keys str or int), list, tuple, str, int, float, bool, None, or torch.Tensor, nested."""
 
-_TENSOR, _DICT, _TUPLE = "__tensor__", "__dict__", "__tuple__"
+_TENSOR, _COMPLEX, _DICT, _TUPLE = "__tensor__", "__complex__", "__dict__", "__tuple__"
+
+
+def stored(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy on the CPU in a form that safetensors takes: complex128 as pairs of float64, shape (..., 2)."""
+    copied = tensor.detach().to("cpu", copy=True).resolve_conj().resolve_neg()
+    return (torch.view_as_real(copied) if copied.dtype == torch.complex128 else copied).contiguous()
+
+
+def restored(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What `stored` was given, which was of `dtype`."""
+    # A copy of its own: pairs in a mapped file need not begin where complex128 may.
+    return torch.view_as_complex(tensor.clone()) if dtype == torch.complex128 else tensor
+
+
+def memory(tensor: torch.Tensor, name: str) -> object:
+    """What views of the very same memory (tied weights) have in common; an empty one shares it with none."""
+    if not tensor.numel():
+        return name
+    seen_as = (tensor.dtype, tensor.shape, tensor.stride(), tensor.is_conj(), tensor.is_neg())
+    return (tensor.device, tensor.data_ptr(), *seen_as)
 
 
 def split(tree: Tree, name: str) -> tuple[Any, dict[str, torch.Tensor]]:
@@ -33,8 +51,8 @@ def split(tree: Tree, name: str) -> tuple[Any, dict[str, torch.Tensor]]:
         if isinstance(value, torch.Tensor):
             first = seen.setdefault(memory(value, where), where)
             if first == where:
-                tensors[where] = value.detach().to("cpu", copy=True).contiguous()
-            return {_TENSOR: first}
+                tensors[where] = stored(value)
+            return {_COMPLEX if value.dtype == torch.complex128 else _TENSOR: first}
         if value is None or isinstance(value, str | bool | int | float):
             return value
         if isinstance(value, Mapping):
@@ -63,6 +81,8 @@ def join(skeleton: Any, tensors: Mapping[str, torch.Tensor]) -> Tree:
         return skeleton
     if _TENSOR in skeleton:
         return tensors[skeleton[_TENSOR]]
+    if _COMPLEX in skeleton:
+        return restored(tensors[skeleton[_COMPLEX]], torch.complex128)
     if _TUPLE in skeleton:
         return tuple(join(item, tensors) for item in skeleton[_TUPLE])
     if _DICT in skeleton:

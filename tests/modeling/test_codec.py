@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from stages.run import codec
+from stages.modeling import codec
 from tests.support.trees import TREES, same
 
 
