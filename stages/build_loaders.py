@@ -41,9 +41,9 @@ def build_loaders(params: Params, folder: Path) -> dict[str, Any]:
     """Write the plan of every epoch and the preview to `folder`; what metrics/loaders.json says.
 
     Raises:
-        UserError: no batch is left, because drop_last drops the only one.
+        UserError: no batch is left, because drop_last drops the only one; or there are too many epochs.
     """
-    from stages.batches.plan import BatchPlan, PlanShape, write_epoch
+    from stages.batches.plan import BatchPlan, PlanShape, require_room, write_epoch
     from stages.batches.tokenized import TOKENIZED, lengths, load_split
 
     loaders = params.build_loaders
@@ -55,6 +55,7 @@ def build_loaders(params: Params, folder: Path) -> dict[str, Any]:
             "true, so no batch is left; write a smaller batch_size, or drop_last: false"
         )
     epochs = shape.epochs(params.train.num_train_epochs, params.train.max_steps)
+    require_room(shape, epochs, folder)
     tokens = padded = 0
     for epoch in range(epochs):
         counts = write_epoch(folder, shape, epoch, loaders.seed, token_counts, loaders.bucketing == "length")

@@ -13,6 +13,7 @@ the train split).
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,8 @@ from stages.batches.permutation import Permutation, hash_numbers
 from stages.ground.errors import UserError
 
 LOADERS = Path("data/loaders")
+# An epoch is a file, which build_loaders writes and DVC hashes one by one: some minutes for as many as these.
+MAX_EPOCHS = 100_000
 SCHEMA = pa.schema(
     [("epoch", pa.int32()), ("step", pa.int64()), ("micro_batch", pa.int32()), ("rows", pa.list_(pa.int64()))]
 )
@@ -94,6 +97,29 @@ def _record_batch(shape: PlanShape, rows: NDArray[np.int64], epoch: int, first_r
     )
 
 
+def epoch_name(epoch: int) -> str:
+    """`epoch-0000.arrow`: the file of an epoch, from 0. Beyond 9999 they sort by number, not as text."""
+    return f"epoch-{epoch:04d}.arrow"
+
+
+def require_room(shape: PlanShape, epochs: int, folder: Path) -> None:
+    """Refuse a plan of more epochs than can be kept, before it is written.
+
+    Raises:
+        UserError: more than MAX_EPOCHS, or than the disk of `folder` has room for.
+    """
+    # A row is 8 bytes, a micro-batch 20 and an offset; a file's frame some 1,500.
+    size = epochs * (8 * shape.rows_per_epoch + 24 * -(-shape.rows_per_epoch // shape.micro_batch_size) + 1500)
+    disk = os.statvfs(folder)
+    free, files = disk.f_bavail * disk.f_frsize, disk.f_favail if disk.f_files else epochs
+    if epochs > MAX_EPOCHS or size > free or epochs > files:
+        raise UserError(
+            f"train.num_train_epochs or max_steps asks for {epochs} epochs of {shape.steps_per_epoch} steps, and "
+            f"build_loaders writes a file for each: about {size} bytes, {free} bytes are free and {files} files, and "
+            f"{MAX_EPOCHS} are the most; write a smaller number (an early stop needs no more than it trains)"
+        )
+
+
 def write_epoch(
     folder: Path, shape: PlanShape, epoch: int, seed: int, lengths: NDArray[np.integer], bucketing: bool
 ) -> tuple[int, int]:
@@ -107,7 +133,7 @@ def write_epoch(
     """
     tokens = padded = first_row = 0
     key = hash_numbers(seed, epoch)
-    with pa.OSFile(str(folder / f"epoch-{epoch:04d}.arrow"), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
+    with pa.OSFile(str(folder / epoch_name(epoch)), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
         for rows in _order(shape, lengths if bucketing else None, key):
             writer.write_batch(_record_batch(shape, rows, epoch, first_row))
             first_row += len(rows)
@@ -141,8 +167,9 @@ class BatchPlan:
     """The plan below a folder, memory-mapped; the number of steps and the micro-batches from any step on."""
 
     def __init__(self, folder: Path = LOADERS) -> None:
-        self._files = sorted(folder.glob("epoch-*.arrow"))
-        if not self._files:
+        epochs = sum(1 for _ in folder.glob("epoch-*.arrow"))
+        self._files = [folder / epoch_name(epoch) for epoch in range(epochs)]
+        if not self._files or not all(path.is_file() for path in self._files):
             raise UserError(f"{folder}: no batch plan there; run: dvc repro build_loaders")
         self.steps_per_epoch = self._last_step(self._files[0])
 
