@@ -13,7 +13,6 @@ the train split).
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,8 +25,6 @@ from stages.batches.permutation import Permutation, hash_numbers
 from stages.ground.errors import UserError
 
 LOADERS = Path("data/loaders")
-# An epoch is a file, which build_loaders writes and DVC hashes one by one: some minutes for as many as these.
-MAX_EPOCHS = 100_000
 SCHEMA = pa.schema(
     [("epoch", pa.int32()), ("step", pa.int64()), ("micro_batch", pa.int32()), ("rows", pa.list_(pa.int64()))]
 )
@@ -100,24 +97,6 @@ def _record_batch(shape: PlanShape, rows: NDArray[np.int64], epoch: int, first_r
 def epoch_name(epoch: int) -> str:
     """`epoch-0000.arrow`: the file of an epoch, from 0. Beyond 9999 they sort by number, not as text."""
     return f"epoch-{epoch:04d}.arrow"
-
-
-def require_room(shape: PlanShape, epochs: int, folder: Path) -> None:
-    """Refuse a plan of more epochs than can be kept, before it is written.
-
-    Raises:
-        UserError: more than MAX_EPOCHS, or than the disk of `folder` has room for.
-    """
-    # A row is 8 bytes, a micro-batch 20 and an offset; a file's frame some 1,500.
-    size = epochs * (8 * shape.rows_per_epoch + 24 * -(-shape.rows_per_epoch // shape.micro_batch_size) + 1500)
-    disk = os.statvfs(folder)
-    free, files = disk.f_bavail * disk.f_frsize, disk.f_favail if disk.f_files else epochs
-    if epochs > MAX_EPOCHS or size > free or epochs > files:
-        raise UserError(
-            f"train.num_train_epochs or max_steps asks for {epochs} epochs of {shape.steps_per_epoch} steps, and "
-            f"build_loaders writes a file for each: about {size} bytes, {free} bytes are free and {files} files, and "
-            f"{MAX_EPOCHS} are the most; write a smaller number (an early stop needs no more than it trains)"
-        )
 
 
 def write_epoch(

@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stages import healing
-from stages.batches import plan as batch_plan
-from stages.batches.plan import BatchPlan, PlanShape, epoch_name, require_room, write_epoch
+from stages import build_loaders, healing
+from stages.batches.plan import BatchPlan, PlanShape, epoch_name, write_epoch
 from stages.ground import errors
 from stages.ground.errors import UserError, run_stage
 from stages.keeping.folder import RunFolder, left_by_a_prune, list_runs, prune, runs_root
@@ -251,13 +250,13 @@ def test_plan_that_is_too_large_is_refused_before_a_file_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int, epochs: int, free: int, files: int, refused: bool
 ) -> None:
     disk = SimpleNamespace(f_bavail=free, f_frsize=1, f_favail=files, f_files=10**9)
-    monkeypatch.setattr(batch_plan.os, "statvfs", lambda _: disk)
+    monkeypatch.setattr(build_loaders.os, "statvfs", lambda _: disk)
     shape = PlanShape(rows, 8, 8, False)
     if not refused:
-        require_room(shape, epochs, tmp_path)
+        build_loaders.require_room(shape, epochs, tmp_path)
         return
     with pytest.raises(UserError, match=rf"asks for {epochs} epochs of {shape.steps_per_epoch} steps.*{free} bytes"):
-        require_room(shape, epochs, tmp_path)
+        build_loaders.require_room(shape, epochs, tmp_path)
 
 
 # ---- a full disk is one line, and says in which way it is full
