@@ -22,6 +22,19 @@ class UserError(Exception):
     """Something the user can mend. The message is one line: where, what was found, what is allowed."""
 
 
+class UserCodeError(UserError):
+    """What the user's own code raised, in a line."""
+
+
+@contextmanager
+def located(where: str, kind: type[UserError] = UserError) -> Iterator[None]:
+    """Adds `where` to the line of a `kind` of error that is raised in here."""
+    try:
+        yield
+    except kind as error:
+        raise kind(f"{error}; {where}") from error
+
+
 @contextmanager
 def user_code(what: str) -> Iterator[None]:
     """Whatever code of the user's, or a library that was given the user's values, raises in here becomes one line:
@@ -31,7 +44,7 @@ def user_code(what: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{what}: {describe(error)}") from error
+        raise UserCodeError(f"{what}: {describe(error)}") from error
 
 
 def describe(error: BaseException) -> str:
