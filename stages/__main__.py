@@ -21,8 +21,9 @@ def repro(arguments: list[str], fresh: bool) -> None:
     """Become `dvc repro`, with this Python first on PATH, as dvc.yaml says `python`."""
     from stages.config.pipeline import require_rows
     from stages.config.read import PARAMS_FILE, load_params
-    from stages.healing import heal
+    from stages.healing import heal, require_names
 
+    require_names()
     for line in heal():
         print(f"mended: {line}", file=sys.stderr, flush=True)
     if Path(PARAMS_FILE).is_file():
@@ -58,7 +59,7 @@ def list_all() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from stages.keeping.folder import list_runs, version_of
+    from stages.keeping.folder import left_by_a_prune, list_runs, version_of
     from stages.keeping.sealed import FORMAT
 
     table = Table("run", "state")
@@ -76,6 +77,8 @@ def list_all() -> None:
             datetime.fromtimestamp(run.used).isoformat(" ", "seconds"),
             f"{run.bytes / 1e6:.0f} MB",
         )
+    for rest in left_by_a_prune():
+        table.add_row(rest.id, "removed in part: runs --prune clears it", "", "", f"{rest.bytes / 1e6:.0f} MB")
     Console(width=max(Console().width, 120)).print(table)
 
 
@@ -83,7 +86,11 @@ def prune_runs(ids: list[str]) -> None:
     """Remove the runs of these `ids`, or if there are none all finished ones but the newest."""
     from stages.keeping.folder import prune, removable, runs_named
 
-    prune(list(runs_named(ids)) if ids else removable()[:-1], print)
+    runs = list(runs_named(ids)) if ids else removable()[:-1]
+    for run in runs:
+        state = "finished" if run.finished else "not finished"
+        print(f"to be removed: run {run.id}, {state}, {run.bytes / 1e6:.0f} MB", flush=True)
+    prune(runs, print)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +15,12 @@ from stages.ground.places import METRICS
 from stages.ground.signals import die_with_parent
 
 if TYPE_CHECKING:
-    from stages.batches.plan import BatchPlan
+    from stages.batches.plan import BatchPlan, PlanShape
 
 RECORD = METRICS / "loaders.json"
 PREVIEW = "preview.json"
+# An epoch is a file, which is written and hashed by DVC one by one: some minutes for as many as these.
+MAX_EPOCHS = 100_000
 
 
 def main() -> None:
@@ -41,7 +44,7 @@ def build_loaders(params: Params, folder: Path) -> dict[str, Any]:
     """Write the plan of every epoch and the preview to `folder`; what metrics/loaders.json says.
 
     Raises:
-        UserError: no batch is left, because drop_last drops the only one.
+        UserError: no batch is left, because drop_last drops the only one; or there are too many epochs.
     """
     from stages.batches.plan import BatchPlan, PlanShape, write_epoch
     from stages.batches.tokenized import TOKENIZED, lengths, load_split
@@ -55,6 +58,7 @@ def build_loaders(params: Params, folder: Path) -> dict[str, Any]:
             "true, so no batch is left; write a smaller batch_size, or drop_last: false"
         )
     epochs = shape.epochs(params.train.num_train_epochs, params.train.max_steps)
+    require_room(shape, epochs, folder)
     tokens = padded = 0
     for epoch in range(epochs):
         counts = write_epoch(folder, shape, epoch, loaders.seed, token_counts, loaders.bucketing == "length")
@@ -68,6 +72,24 @@ def build_loaders(params: Params, folder: Path) -> dict[str, Any]:
         "padding_efficiency": round(tokens / padded, 6),
         "rows": shape.rows,
     }
+
+
+def require_room(shape: PlanShape, epochs: int, folder: Path) -> None:
+    """Refuse a plan of more epochs than can be kept, before it is written.
+
+    Raises:
+        UserError: more than MAX_EPOCHS, or than the disk of `folder` has room for.
+    """
+    # A row is 8 bytes, a micro-batch 20 and an offset; a file's frame some 1,500.
+    size = epochs * (8 * shape.rows_per_epoch + 24 * -(-shape.rows_per_epoch // shape.micro_batch_size) + 1500)
+    disk = os.statvfs(folder)
+    free, files = disk.f_bavail * disk.f_frsize, disk.f_favail if disk.f_files else epochs
+    if epochs > MAX_EPOCHS or size > free or epochs > files:
+        raise UserError(
+            f"train.num_train_epochs or max_steps asks for {epochs} epochs of {shape.steps_per_epoch} steps, and "
+            f"build_loaders writes a file for each: about {size} bytes, {free} bytes are free and {files} files, and "
+            f"{MAX_EPOCHS} are the most; write a smaller number (an early stop needs no more than it trains)"
+        )
 
 
 def write_preview(folder: Path, plan: BatchPlan) -> None:

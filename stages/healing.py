@@ -30,6 +30,17 @@ def heal() -> list[str]:
     return [line for step in steps for line in step()]
 
 
+def require_names() -> None:
+    """Refuse files that DVC cannot record, before it fails without naming one. Raises UserError."""
+    for dep in ("stages", "data"):
+        for place, folders, names in os.walk(dep):
+            for name in (*folders, *names):
+                path = os.fsencode(Path(place, name))
+                if path.decode("utf-8", "replace").encode() != path:
+                    shown = path.decode("utf-8", "backslashreplace")
+                    raise UserError(f"{shown}: its name is not UTF-8, so DVC cannot record it; rename or remove it")
+
+
 @contextmanager
 def _dvc_guard(name: str) -> Iterator[bool]:
     """Hold DVC's own lock file `name`; False if a live process has it."""
@@ -96,14 +107,17 @@ def _heal_rwlock() -> Iterator[str]:
 
 
 def _is_lock_file_whole() -> bool:
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
     from ruamel.yaml import YAML, YAMLError
+    from voluptuous import Invalid
 
     try:
         text = LOCK_FILE.read_text(encoding="utf-8")
-        lock = YAML(typ="safe").load(text)
-        return text.endswith("\n") and all("cmd" in stage for stage in lock["stages"].values())
-    except (UnicodeDecodeError, YAMLError, KeyError, TypeError, AttributeError):
+        lock = COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe").load(text))
+    except (UnicodeDecodeError, YAMLError, Invalid, RecursionError):
         return False
+    # The schema asks for neither: DVC writes a file once it has one of them.
+    return text.endswith("\n") and bool(lock.keys() & {"stages", "datasets"})
 
 
 def _heal_dvc_lock() -> Iterator[str]:
@@ -119,7 +133,11 @@ def _heal_dvc_lock() -> Iterator[str]:
 
 
 def _git(*arguments: str) -> str | None:
-    result = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    """What git says; None where it refuses, or there is no git here."""
+    try:
+        result = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
     return result.stdout.strip() if result.returncode == 0 else None
 
 

@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def rank(candidates: dict[str, dict[str, float]], evaluate: EvaluateParams, tie_break: str) -> list[str]:
-    """Names of the candidates, best first; of equals the earliest or latest; NaN last.
+    """Names of the candidates, best first; of equals the earliest or latest; NaN last, by loss.
 
     Raises:
         UserError: there is none, or none has the metric.
@@ -93,7 +93,7 @@ def describe(
         superlative = "highest" if params.evaluate.higher_wins else "lowest"
         reason = f"{superlative} validation {metric} of {len(ranked)} candidates: {value:.4f}"
         if value != value:
-            reason = f"no candidate has a number for {metric}; the {params.select_best.tie_break} wins"
+            reason = f"no candidate has a number for {metric}; the lowest validation loss wins"
         elif runner_up["value"] == value:
             reason += f", tied with step {runner_up['step']}; the {params.select_best.tie_break} wins"
         else:

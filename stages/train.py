@@ -164,7 +164,8 @@ def train_to_the_end(
         result = Result.of(state)
         result.write(run)
         return result
-    compute.world.leave()
+    if not ending.alone:
+        compute.world.leave()
     if ending.outcome is Outcome.STOPPED:
         run.log("stopped", step=state.progress.step, signal=stop.signal.name if stop.signal else None)
         ignore_stop_signals()  # a repeat would end the interpreter on its way out, with another exit code
@@ -200,7 +201,11 @@ def follow() -> NoReturn:
                 is_saved = world.broadcast_object(None)
                 torch.set_num_threads(state.progress.environment["threads"])
                 recorder = SilentRecorder(state, is_saved)
-                outcome = train(Session(params, inputs, state, recorder, CallbackList(state), stop)).outcome
+                ending = train(Session(params, inputs, state, recorder, CallbackList(state), stop))
+                outcome = ending.outcome
+                if ending.alone:
+                    say(f"process {world.rank}: {ending.line}")
+                    sys.exit(outcome)
             world.leave()
     except OtherIdentity:
         sys.exit(Outcome.DIVERGED)  # the main process says so

@@ -94,6 +94,11 @@ def _record_batch(shape: PlanShape, rows: NDArray[np.int64], epoch: int, first_r
     )
 
 
+def epoch_name(epoch: int) -> str:
+    """`epoch-0000.arrow`: the file of an epoch, from 0. Beyond 9999 they sort by number, not as text."""
+    return f"epoch-{epoch:04d}.arrow"
+
+
 def write_epoch(
     folder: Path, shape: PlanShape, epoch: int, seed: int, lengths: NDArray[np.integer], bucketing: bool
 ) -> tuple[int, int]:
@@ -107,7 +112,7 @@ def write_epoch(
     """
     tokens = padded = first_row = 0
     key = hash_numbers(seed, epoch)
-    with pa.OSFile(str(folder / f"epoch-{epoch:04d}.arrow"), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
+    with pa.OSFile(str(folder / epoch_name(epoch)), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
         for rows in _order(shape, lengths if bucketing else None, key):
             writer.write_batch(_record_batch(shape, rows, epoch, first_row))
             first_row += len(rows)
@@ -141,8 +146,9 @@ class BatchPlan:
     """The plan below a folder, memory-mapped; the number of steps and the micro-batches from any step on."""
 
     def __init__(self, folder: Path = LOADERS) -> None:
-        self._files = sorted(folder.glob("epoch-*.arrow"))
-        if not self._files:
+        epochs = sum(1 for _ in folder.glob("epoch-*.arrow"))
+        self._files = [folder / epoch_name(epoch) for epoch in range(epochs)]
+        if not self._files or not all(path.is_file() for path in self._files):
             raise UserError(f"{folder}: no batch plan there; run: dvc repro build_loaders")
         self.steps_per_epoch = self._last_step(self._files[0])
 

@@ -70,5 +70,11 @@ def _metrics(params: Params) -> None:
             f"evaluate.metric_for_best_model is {quote(best)}, which is neither loss nor one of evaluate.metrics "
             f"({', '.join(params.evaluate.metrics)})"
         )
+    classes = len(params.data.label_names or ())
+    if classes > 2 and not kind.several and params.evaluate.threshold != 0.5:
+        raise ValueError(
+            f"evaluate.threshold is {params.evaluate.threshold}, but of the {classes} classes in data.label_names the "
+            "likeliest is predicted; write 0.5"
+        )
     if not kind.has_classes and params.evaluate.threshold != 0.5:
         raise ValueError(f"evaluate.threshold is set, but data.task {kind.name} decides nothing; write 0.5")

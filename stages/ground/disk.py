@@ -14,6 +14,7 @@ T = TypeVar("T")
 
 TEMPORARY = ".tmp"
 REPLACED = f".replaced{TEMPORARY}"
+REMOVED = f".removed{TEMPORARY}"
 
 
 def sha256_file(path: Path) -> str:
@@ -103,7 +104,7 @@ def remove(path: Path) -> None:
     """
     if path.is_dir() and not path.is_symlink():
         if path.suffix != TEMPORARY:
-            doomed = path.with_name(f".{path.name}.removed{TEMPORARY}")
+            doomed = path.with_name(f".{path.name}{REMOVED}")
             shutil.rmtree(doomed, ignore_errors=True)
             os.rename(path, doomed)
             path = doomed

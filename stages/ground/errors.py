@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,12 +13,26 @@ from pathlib import Path
 from typing import NoReturn
 
 USER_ERROR_EXIT = 2
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 # What a disk answers, and no mistake of the code.
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EFBIG)
+DISK_ERRORS = (*NO_ROOM, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EFBIG)
 
 
 class UserError(Exception):
     """Something the user can mend. The message is one line: where, what was found, what is allowed."""
+
+
+class UserCodeError(UserError):
+    """What the user's own code raised, in a line."""
+
+
+@contextmanager
+def located(where: str, kind: type[UserError] = UserError) -> Iterator[None]:
+    """Adds `where` to the line of a `kind` of error that is raised in here."""
+    try:
+        yield
+    except kind as error:
+        raise kind(f"{error}; {where}") from error
 
 
 @contextmanager
@@ -28,11 +44,24 @@ def user_code(what: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"{what}: {type(error).__name__}: {reason} ({Path(place.filename).name}, line {place.lineno})"
-        ) from error
+        raise UserCodeError(f"{what}: {describe(error)}") from error
+
+
+def describe(error: BaseException) -> str:
+    """The kind of error, its message and where it was raised: in the user's own code, if that is on the way to it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = next((frame for frame in reversed(frames) if _is_own(Path(frame.filename))), frames[-1])
+    reason = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {reason} ({Path(place.filename).name}, line {place.lineno})"
+
+
+def _is_own(file: Path) -> bool:
+    """Whether it belongs to no library and not to the machinery below `stages/`, of which `custom` is the user's."""
+    rooms = Path(__file__).parents[1]
+    libraries = {sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")}
+    if any(file.is_relative_to(folder) for folder in libraries) or not file.is_file():
+        return False
+    return not file.is_relative_to(rooms) or file.is_relative_to(rooms / "custom")
 
 
 def quote(value: object, limit: int = 80) -> str:
@@ -61,8 +90,31 @@ def run_stage(main: Callable[[], None]) -> None:
         main()
     except UserError as error:
         fail(str(error))
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
+    except Exception as error:
+        refused = disk_error(error)
+        if refused is None:
             raise
-        fail(f"{error.filename or 'a file'}: {error.strerror}; what was saved before is kept: make room, or give "
-             "permission, and run the same command again")  # fmt: skip
+        fail(f"{refused}; what was saved before is kept: make room, or give permission, and run the same command again")
+
+
+def disk_error(error: BaseException) -> str | None:
+    """What a disk refused, and where, if that is what `error` says, in whichever library's words; else None."""
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        place = Path(error.filename if isinstance(error.filename, str) else ".").absolute()
+        reason = error.strerror
+        if error.errno in NO_ROOM:
+            reason = full(next(folder for folder in (place, *place.parents) if folder.exists()))
+        return f"{error.filename or 'a file'}: {reason}"
+    # shutil.Error lists what it could not copy; safetensors and Arrow know no errno.
+    text = str(error)
+    if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
+        return next((f"a file: {os.strerror(code)}" for code in DISK_ERRORS if os.strerror(code) in text), None)
+    return None
+
+
+def full(place: Path) -> str:
+    """In which way the disk of `place`, which exists, is full."""
+    disk = os.statvfs(place)
+    if disk.f_files and not disk.f_favail and disk.f_bavail:
+        return "the disk has no inode free for another file"
+    return "the disk is full"

@@ -71,8 +71,10 @@ def ignore_stop_signals(worker: int = 0) -> None:
 def die_with_parent() -> None:
     """Ask for SIGTERM when the parent dies: DVC, killed alone, tells its children nothing."""
     _ask_for_signal()
-    if os.environ.get(PARENT_PID) not in (None, str(os.getppid())):
-        os.kill(os.getpid(), signal.SIGTERM)  # it died before it could be asked about
+    starter = os.environ.get(PARENT_PID)
+    if starter not in (None, str(os.getppid())):
+        # A shell may stand between, as in `cmd: python -m … | tee log`: it outlives DVC, so DVC itself is watched.
+        _watch(_is_running_above(int(starter)))
 
 
 def _ask_for_signal() -> None:
@@ -80,10 +82,39 @@ def _ask_for_signal() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
         return
     parent = os.getppid()
+    _watch(lambda: os.getppid() == parent)
 
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
+
+def _is_running_above(pid: int) -> Callable[[], bool]:
+    """Whether process `pid`, if it is one of those that this one comes from, is running still."""
+    import psutil
+
+    starter = next((process for process in psutil.Process().parents() if process.pid == pid), None)
+    if starter is None:
+        print(f"process {pid}, which started this stage, has ended: this stage ends too", file=sys.stderr, flush=True)
+        return lambda: False
+
+    def is_running() -> bool:
+        try:
+            return starter.is_running() and starter.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    return is_running
+
+
+def _watch(is_running: Callable[[], bool]) -> None:
+    """Send this process SIGTERM as soon as what it looks at is not running any more."""
+
+    def end() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+    def watch() -> None:
+        while is_running():
+            time.sleep(1)
+        end()
+
+    if not is_running():
+        end()  # before there is anything to save
+    else:
+        threading.Thread(target=watch, name="parent-watch", daemon=True).start()

@@ -120,6 +120,7 @@ class RunFolder:
 
         Raises:
             UserError: if it cannot be written.
+            FileNotFoundError: somebody removed it in between.
         """
         try:
             new = not self.path.exists()
@@ -127,6 +128,8 @@ class RunFolder:
             if self.identity_values() != identity.values:
                 self._write("identity.json", stage=identity.stage, values=identity.values)
             return new
+        except FileNotFoundError:
+            raise  # somebody removes it meanwhile
         except OSError as error:
             raise UserError(
                 f"{self.path}: cannot be written ({error.strerror}); make room or permission, or set {RUNS_VARIABLE}"
@@ -140,10 +143,11 @@ class RunFolder:
         """
         new = False
         while True:
-            new = self.create(identity) or new
-            # Somebody may remove it in between.
+            # Somebody may remove it in between, or begin to and be waited for: what is locked is made whole again.
             with contextlib.suppress(FileNotFoundError):
+                new = self.create(identity) or new
                 self.lock.acquire()
+                self.create(identity)
                 return new
 
     def recover(self) -> None:
@@ -192,8 +196,10 @@ class RunFolder:
     def remove(self) -> None:
         """Remove it all. Raises UserError or OSError if another process has it, or it belongs to somebody else."""
         self.lock.acquire()
-        disk.remove(self.path)
-        self.lock.release()
+        try:
+            disk.remove(self.path)
+        finally:
+            self.lock.release()
 
 
 def _now() -> str:
@@ -224,10 +230,18 @@ def removable() -> list[RunFolder]:
     return [run for run in list_runs() if run.finished and run.format == FORMAT][::-1]
 
 
+def left_by_a_prune() -> list[RunFolder]:
+    """What a prune that was killed left half-removed, by the name that it lies under."""
+    return [RunFolder(path) for path in sorted(runs_root().glob(f".*{disk.REMOVED}"))]
+
+
 def prune(runs: list[RunFolder], say: Callable[[str], None]) -> None:
     """Remove `runs`, each with a line that says so, or why not; and what a prune that was killed left half-removed."""
-    with contextlib.suppress(OSError):
-        disk.remove_temporaries(runs_root())
+    for rest in left_by_a_prune():
+        size = rest.bytes
+        with contextlib.suppress(OSError):  # another prune's, which is at it
+            disk.remove(rest.path)
+            say(f"removed {rest.id}, left by a prune that was killed ({size / 1e6:.0f} MB)")
     # A run that starts from another goes before it.
     for run in sorted(runs, key=lambda run: run.id in _sources()):
         size = run.bytes
@@ -237,6 +251,8 @@ def prune(runs: list[RunFolder], say: Callable[[str], None]) -> None:
         try:
             run.remove()
             say(f"removed run {run.id} ({size / 1e6:.0f} MB)")
+        except FileNotFoundError:
+            say(f"run {run.id} was removed by somebody else")
         except UserError as error:
             say(f"kept run {run.id}: {error}")
         except OSError as error:

@@ -6,7 +6,6 @@ protocol says nothing of how an entry lies there, nor of renames, so that an obj
 
 from __future__ import annotations
 
-import errno
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from stages.ground import disk
+from stages.ground.errors import NO_ROOM, full
 from stages.ground.places import step_name, steps_in
 from stages.keeping.sealed import FileRecord, SaveError, manifest_hash, seal, verify
 
@@ -151,11 +151,11 @@ class DiskStore:
             yield
         except (OSError, SafetensorError) as error:
             shutil.rmtree(self._staging(key), ignore_errors=True)
-            full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
             folder = self._path(key).parent
             place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+            no_room = getattr(error, "errno", None) in NO_ROOM or "No space left" in str(error)
             raise SaveError(
-                f"{key.kind} {key.name} could not be written to {folder}: {'the disk is full' if full else error}; it "
+                f"{key.kind} {key.name} could not be written to {folder}: {full(place) if no_room else error}; it "
                 f"needs {self._sizes[key]} bytes, {shutil.disk_usage(place).free} are free; the last good checkpoint "
                 "is kept: make room, or move the runs with HOLDFAST_RUNS, and run the same command again"
             ) from error

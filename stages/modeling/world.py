@@ -57,12 +57,16 @@ class World:
         try:
             yield
         except RuntimeError as error:
-            if self.size == 1 or not ("gloo" in str(error).lower() or isinstance(error, dist.DistError)):
+            if not self.is_loss(error):
                 raise
             reason = str(error).splitlines()[0][:200]
             raise UserError(
                 f"another process of this job ended or cannot be reached ({reason}); run the same command again"
             ) from error
+
+    def is_loss(self, error: BaseException) -> bool:
+        """Whether an error says that another process is not there any more."""
+        return self.size > 1 and ("gloo" in str(error).lower() or isinstance(error, dist.DistError))
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum of `value` over all processes, in place."""

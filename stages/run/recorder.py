@@ -31,6 +31,9 @@ class SilentRecorder:
         self._state.state_dict()
         self._saved = self._mark()
 
+    def settle(self) -> None:
+        """Return when what was saved is on disk. Raises SaveError if it cannot be."""
+
     def finish(self) -> None:
         """Leave the state as it is now on disk, and only what it needs."""
         if self._is_changed():
@@ -81,8 +84,11 @@ class Recorder(SilentRecorder):
         self._saver.save(self._state.progress.step, self._state.state_dict)
         self._saved = self._mark()
 
+    def settle(self) -> None:
+        self._saver.wait()
+
     def finish(self) -> None:
-        self._saver.wait()
+        self.settle()
         super().finish()
-        self._saver.wait()
+        self.settle()
         self._candidates.remove_unused(self._state.progress.candidates, self._checkpoints)

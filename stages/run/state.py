@@ -41,7 +41,7 @@ class Schedule(Protocol):
 
     def after_step(self, ends_epoch: bool, skipped: bool) -> None: ...
 
-    def after_evaluation(self, loss: float) -> None: ...
+    def after_evaluation(self, scores: Mapping[str, float]) -> None: ...
 
 
 class Parts:
@@ -85,6 +85,8 @@ class Progress:
     # Sums of step losses: since the last row of plots/train.tsv, and since the start.
     window_loss: float = 0.0
     window_steps: int = 0
+    # Steps in a row, up to this one, whose gradient overflowed in fp16, so that nothing was trained in them.
+    overflows: int = 0
     total_loss: float = 0.0
     # Why the run is complete before its last step; None otherwise.
     stop_reason: str | None = None

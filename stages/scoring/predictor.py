@@ -45,7 +45,7 @@ class Predictor:
         """
         evaluate, compute = self._params.evaluate, self._compute
         data = load_split(TOKENIZED, split)
-        scorer = Scorer(data, self._tokenizer, self._objective, evaluate.eval_batch_size, compute)
+        scorer = Scorer(data, self._tokenizer, self._objective, evaluate.eval_batch_size, compute, split)
         source, kwargs = self._params.model.source, self._params.model.kwargs
         predictions = scorer(Parallel(load_model(folder, compute.device, source, kwargs), compute))
         table = load_raw(TOKENIZED, split).remove_columns([self._task.label_column]).to_pandas()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import datasets
@@ -17,6 +17,7 @@ from stages.batches.randomness import EVALUATION
 from stages.batches.tokenized import Task, lengths
 from stages.config.schema import EvaluateParams
 from stages.ground.bar import bar
+from stages.ground.errors import located, user_code
 from stages.modeling.compute import Compute
 from stages.modeling.losses import Objective
 from stages.modeling.parallel import Parallel
@@ -25,6 +26,12 @@ from stages.scoring.scores import score
 # Rows of like length are batched together within windows of so many rows, in the split's order: what is done of a
 # large split is then a prefix of it, and nothing but a window has to be held.
 WINDOW_ROWS = 8192
+SHOWN_ROWS = 64
+
+
+def shown(rows: Sequence[int]) -> str:
+    """Positions of rows for people; of many the first."""
+    return ", ".join(map(str, rows[:SHOWN_ROWS])) + (", ..." if len(rows) > SHOWN_ROWS else "")
 
 
 class Stopped(Exception):
@@ -60,14 +67,15 @@ class Scored:
 
 @dataclass(frozen=True)
 class Scorer:
-    """Predicts `split`, in batches of `batch_size` rows whose composition and random numbers depend on the split
-    alone: not on the number of processes, nor on where a prediction was begun."""
+    """Predicts `split`, which people know by its `name`, in batches of `batch_size` rows whose composition and random
+    numbers depend on the split alone: not on the number of processes, nor on where a prediction was begun."""
 
     split: datasets.Dataset
     tokenizer: PreTrainedTokenizerBase | None
     objective: Objective
     batch_size: int
     compute: Compute
+    name: str = "validation"
 
     def batches(self) -> list[list[int]]:
         """The rows of each batch, by the batch's number."""
@@ -87,6 +95,7 @@ class Scorer:
 
         Raises:
             Stopped: in every process, if `stop_requested()` was true in one at the start of a batch.
+            UserError: the model or the loss raised, with the rows.
         """
         batches, world = self.batches(), self.compute.world
         rounds = -(-len(batches) // world.size)
@@ -98,10 +107,12 @@ class Scorer:
             self.compute.seed_at(EVALUATION, number)
             inputs = self.compute.put(batch)
             labels = inputs.pop("labels", None)
-            with self.compute.autocast():
-                logits = forward(inputs)
-            logits = logits.float()
-            losses = None if labels is None else self.objective.each_row(logits, labels).cpu()
+            where = f"its rows of {self.name} are {shown(batches[number])}"
+            with located(where), user_code("the model or the loss fails in eval mode"):
+                with self.compute.autocast():
+                    logits = forward(inputs)
+                logits = logits.float()
+                losses = None if labels is None else self.objective.each_row(logits, labels).cpu()
             if turn * world.size + world.rank < len(batches):
                 yield Scored(number, batches[number], logits.cpu(), losses)
 

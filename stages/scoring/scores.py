@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import tempfile
-import textwrap
 import warnings
 from functools import cache
 from numbers import Real
@@ -16,13 +15,12 @@ from numpy.typing import NDArray
 from stages.batches.tokenized import Task
 from stages.config.imports import import_object
 from stages.config.schema import EvaluateParams, is_custom
-from stages.ground.errors import UserError, quote
+from stages.ground.errors import UserError, describe, quote
 from stages.modeling.head import Logits, decide, probabilities
 
 MODULES = Path(__file__).parents[1] / "metrics"
 # Columns that the history has beside the metrics.
 RESERVED = ("step", "epoch", "loss")
-ERROR_WIDTH = 300
 
 
 def score(task: Task, params: EvaluateParams, logits: Logits, labels: NDArray[Any]) -> dict[str, float]:
@@ -41,8 +39,7 @@ def score(task: Task, params: EvaluateParams, logits: Logits, labels: NDArray[An
         except UserError:
             raise
         except Exception as error:
-            message = textwrap.shorten(str(error), ERROR_WIDTH)
-            raise UserError(f"evaluate.metrics: {quote(entry)} raised {type(error).__name__}: {message}") from error
+            raise UserError(f"evaluate.metrics: {quote(entry)} raised {describe(error)}") from error
         if not isinstance(result, dict):
             raise UserError(
                 f"evaluate.metrics: {quote(entry)} returned {quote(result)}; it should be a dict of name: number"

@@ -26,6 +26,7 @@ the main one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -113,28 +114,44 @@ class CallbackList:
 
 class EarlyStopping(Callback):
     """Stops after `patience` evaluations without an improvement of `metric` by more than `threshold`, as HF's
-    EarlyStoppingCallback does."""
+    EarlyStoppingCallback does. Where that is NaN, the validation loss is looked at instead."""
 
     def __init__(self, metric: str, higher_wins: bool, patience: int, threshold: float) -> None:
         self._metric, self._higher_wins, self._patience, self._threshold = metric, higher_wins, patience, threshold
         self.best: float | None = None
+        self.lowest_loss: float | None = None
         self.bad_evaluations = 0
 
     def on_evaluate(self, state: TrainState, scores: dict[str, float]) -> None:
-        value = scores[self._metric]
-        gain = 0.0 if self.best is None else (value - self.best) * (1 if self._higher_wins else -1)
-        if value == value and (self.best is None or gain > self._threshold):  # NaN is never an improvement
-            self.best, self.bad_evaluations = value, 0
+        value, loss = scores[self._metric], scores["loss"]
+        if math.isnan(value):
+            improves = self._gain(self.lowest_loss, loss, higher_wins=False) > self._threshold
+        else:
+            improves = self._gain(self.best, value, self._higher_wins) > self._threshold
+        if improves and not math.isnan(value):
+            self.best = value
+        if self._gain(self.lowest_loss, loss, higher_wins=False) > 0:
+            self.lowest_loss = loss
+        if improves:
+            self.bad_evaluations = 0
             return
         self.bad_evaluations += 1
         if self.bad_evaluations >= self._patience:
             state.stop(f"no improvement in {self.bad_evaluations} evaluations")
 
+    @staticmethod
+    def _gain(best: float | None, value: float, higher_wins: bool) -> float:
+        """By how much `value` is better than the best before; NaN is not."""
+        if best is None:
+            return -math.inf if math.isnan(value) else math.inf
+        return (value - best) * (1 if higher_wins else -1)
+
     def state_dict(self) -> dict[str, Tree]:
-        return {"best": self.best, "bad_evaluations": self.bad_evaluations}
+        return {"best": self.best, "lowest_loss": self.lowest_loss, "bad_evaluations": self.bad_evaluations}
 
     def load_state_dict(self, state: dict[str, Tree]) -> None:
         self.best, self.bad_evaluations = state["best"], state["bad_evaluations"]
+        self.lowest_loss = state.get("lowest_loss")  # a run of an earlier version may be gone on from
 
 
 def make_callbacks(params: Params) -> dict[str, Callback]:

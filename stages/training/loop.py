@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
+from multiprocessing.connection import wait
 
 import datasets
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
@@ -20,17 +24,20 @@ from stages.batches.plan import BatchPlan, MicroBatch, share
 from stages.batches.randomness import AFTER_BACKWARD
 from stages.batches.tokenized import Task
 from stages.config.schema import Params
+from stages.ground.errors import UserCodeError, UserError, located, user_code
 from stages.ground.signals import StopRequest, ignore_stop_signals
 from stages.modeling.buffers import remember_buffers
 from stages.modeling.compute import Compute
 from stages.modeling.losses import Objective
 from stages.modeling.precision import overflow
 from stages.run.recorder import SilentRecorder
-from stages.run.state import TrainState
-from stages.scoring.scorer import Scorer, Stopped
+from stages.run.state import Progress, TrainState
+from stages.scoring.scorer import Predictions, Scorer, Stopped, shown
 from stages.training.callbacks import CallbackList
 
-SHOWN_ROWS = 64
+# fp16 starts at 65536 and halves its scale where a gradient overflows: 30 times down to here. Gradients that still do
+# are not too large for the scale, but infinite.
+LOWEST_SCALE = 2.0**-13
 
 
 @dataclass(frozen=True)
@@ -70,10 +77,20 @@ class Outcome(IntEnum):
 
 @dataclass(frozen=True)
 class Ending:
-    """How training ended: `line` says it to people where the run is not complete."""
+    """How training ended: `line` says it to people where the run is not complete. `alone`: of several processes only
+    this one knows, so that the others are not to be waited for."""
 
     outcome: Outcome
     line: str = ""
+    alone: bool = False
+
+
+class Unfinished(UserError):
+    """A step or an evaluation cannot be done, so training ends here; nothing of it counts."""
+
+    def __init__(self, ending: Ending) -> None:
+        super().__init__(ending.line)
+        self.ending = ending
 
 
 @dataclass(frozen=True)
@@ -117,24 +134,28 @@ def train(session: Session) -> Ending:
         SaveError: a checkpoint or candidate could not be written.
     """
     state, callbacks = session.state, session.callbacks
-    steps = load_steps(session.inputs, state.progress.step + 1, session.params.train.num_workers)
+    steps = load_steps(session.inputs, state.progress, session.params.train.num_workers)
     state.parallel.start()
     callbacks.on_train_begin()
     state.model.train()
 
     ending: Ending | None = None
-    upcoming = next(steps, None)
-    while (ending := at_boundary(session)) is None:
-        assert upcoming is not None, "the plan ends before the last step"
-        step, put_buffers_back = upcoming, remember_buffers(state.model)
-        measured = accumulate(step, session)
-        upcoming = next(steps, None)  # fetched while the device computes
-        gradient = Gradient.read(measured)
-        if not gradient.is_usable:
-            put_buffers_back()
-            ending = _diverged(gradient, step)
-            break
-        take_step(gradient, step, session)
+    try:
+        upcoming = next(steps, None)
+        while (ending := at_boundary(session)) is None:
+            assert upcoming is not None, "the plan ends before the last step"
+            step = upcoming
+            with untouched_unless_done(step, session):
+                measured = accumulate(step, session)
+                upcoming = next(steps, None)  # fetched while the device computes
+                gradient = Gradient.read(measured)
+                require_usable(gradient, step, state)
+            take_step(gradient, step, session)
+    except Unfinished as error:
+        ending = error.ending
+    except UserCodeError:  # of a callback, in the middle of things: the next start tells it of them again
+        session.recorder.settle()
+        raise
 
     callbacks.on_train_end()
     session.recorder.finish()
@@ -148,6 +169,7 @@ def train(session: Session) -> Ending:
 def at_boundary(session: Session) -> Ending | None:
     """Evaluate and save where that is due; how the loop ends, if it ends here."""
     progress, recorder = session.state.progress, session.recorder
+    require_progress(session)
     if is_evaluation_due(session):
         evaluate(session)
     stops, saves = agree(session, recorder.is_due())
@@ -156,7 +178,7 @@ def at_boundary(session: Session) -> Ending | None:
     if saves:
         recorder.save()
     if progress.is_complete(session.inputs.total_steps):
-        return Ending(Outcome.COMPLETE)
+        return Ending(Outcome.COMPLETE) if progress.candidates else Ending(Outcome.DIVERGED, NO_CANDIDATE)
     return _stopped(session) if stops else None
 
 
@@ -196,9 +218,11 @@ def take_step(gradient: Gradient, step: Step, session: Session) -> None:
     """Callbacks, optimizer, schedule, and the row of plots/train.tsv where one is due."""
     state, callbacks = session.state, session.callbacks
     progress = state.progress
+    where = f"{_where(step)}; the last checkpoint counts"
     if not gradient.overflowed:
         session.inputs.compute.seed_at(step.number, AFTER_BACKWARD)
-        callbacks.on_pre_optimizer_step()
+        with located(where, UserCodeError):
+            callbacks.on_pre_optimizer_step()
     learning_rate = state.optimizer.param_groups[0]["lr"]
     state.scaler.step(state.optimizer)
     state.scaler.update()
@@ -207,7 +231,11 @@ def take_step(gradient: Gradient, step: Step, session: Session) -> None:
     progress.step += 1
     state.schedule.after_step(state.ends_epoch, gradient.overflowed)
     progress.count(gradient.loss, rows=len(step.rows))
-    callbacks.on_step_end()
+    progress.overflows = progress.overflows + 1 if gradient.overflowed else 0
+    if progress.overflows == 1 and session.inputs.compute.world.is_main:
+        _say(f"fp16: the gradient of step {step.number} overflowed, so the step is skipped and the scale halved")
+    with located(where, UserCodeError):
+        callbacks.on_step_end()
     if progress.step % session.params.train.logging_steps == 0 or progress.step == session.inputs.total_steps:
         callbacks.on_log(state.close_window(learning_rate, gradient.norm))
 
@@ -234,33 +262,106 @@ def is_evaluation_due(session: Session) -> bool:
     return (here or step == session.inputs.total_steps) and state.progress.evaluated_step != step
 
 
+@contextmanager
+def untouched_unless_done(step: Step, session: Session) -> Iterator[None]:
+    """The way to a step's gradient, which fails as a whole: what the model's own forward changes (running statistics)
+    is put back then. Raises Unfinished, naming what failed and the step's rows."""
+    put_buffers_back = remember_buffers(session.state.model)
+    try:
+        with user_code(f"step {step.number} fails in the model or the loss"):
+            yield
+    except Unfinished:
+        put_buffers_back()
+        raise
+    except UserError as error:
+        put_buffers_back()
+        if error.__cause__ is not None and session.inputs.compute.world.is_loss(error.__cause__):
+            raise error.__cause__ from None
+        line = f"{error}; {_where(step)}; the state before it is saved"
+        raise Unfinished(Ending(Outcome.DIVERGED, line, alone=True)) from error
+
+
+def require_usable(gradient: Gradient, step: Step, state: TrainState) -> None:
+    """Raise Unfinished if a step's loss or gradient is infinite or NaN, and say whose fault that is."""
+    if gradient.is_usable:
+        return
+    line = f"the loss of step {step.number} is {gradient.loss}, its gradient's norm {gradient.norm}; "
+    advice = "a lower train.learning_rate, more warmup_steps, max_grad_norm 1.0, or precision fp32"
+    broken = _first_broken(state)
+    if broken is None:
+        line += f"{_where(step)}; the state before it is saved: look at the rows, or try {advice}"
+    else:
+        line += (
+            f"the state itself holds NaN, infinity or as good as that ({broken}), since step {state.progress.step} at "
+            f"the latest, so that no row is to blame and another start does not help: begin anew with {advice}"
+        )
+    raise Unfinished(Ending(Outcome.DIVERGED, line))
+
+
+def require_progress(session: Session) -> None:
+    """Raise Unfinished where fp16 overflows in step after step, so that nothing is trained."""
+    progress, scaler = session.state.progress, session.state.scaler
+    if not progress.overflows:
+        return
+    nothing_at_all = progress.overflows == progress.step == session.inputs.total_steps
+    if nothing_at_all or scaler.get_scale() < LOWEST_SCALE:
+        first = progress.step - progress.overflows + 1
+        line = (
+            f"fp16: the gradient of every step from {first} to {progress.step} overflowed, down to a scale of "
+            f"{scaler.get_scale():g}, so nothing was trained in them; the state is saved: write train.precision bf16 "
+            "or fp32, or a lower train.learning_rate"
+        )
+        raise Unfinished(Ending(Outcome.DIVERGED, line))
+
+
 def evaluate(session: Session) -> None:
     """Score the validation split, write it down, keep the model if it is good, and tell schedule and callbacks. Left
     undone if asked to stop meanwhile: a resumed run does it again. The same in all processes."""
     state, inputs, stop, world = session.state, session.inputs, session.stop, session.inputs.compute.world
     try:
         predictions = inputs.scorer(state.parallel, lambda: stop.signal is not None)
+        scores = predictions.scores(inputs.task, session.params.evaluate) if world.is_main else None
     except Stopped:
         return
-    scores = predictions.scores(inputs.task, session.params.evaluate) if world.is_main else None
+    except UserError as error:
+        line = f"{error}; at the evaluation of step {state.progress.step}, whose state is saved"
+        raise Unfinished(Ending(Outcome.DIVERGED, line, alone=True)) from error
     scores = world.broadcast_object(scores)
-    if world.is_main and not math.isfinite(scores["loss"]):
-        print(f"warning: the validation loss of step {state.progress.step} is {scores['loss']}", file=sys.stderr)
+    if world.is_main:
+        _doubt_scores(scores, predictions, session)
     state.record("eval", scores)
-    state.schedule.after_evaluation(scores["loss"])
-    session.recorder.keep_candidate(scores)
+    state.schedule.after_evaluation(scores)
+    if not math.isnan(scores["loss"]):
+        session.recorder.keep_candidate(scores)
     state.progress.evaluated_step = state.progress.step
     session.callbacks.on_evaluate(scores)
 
 
-def load_steps(inputs: Inputs, first: int, num_workers: int) -> Iterator[Step]:
-    """The steps from number `first` to the last, with this process's share of their batches."""
+def load_steps(inputs: Inputs, progress: Progress, num_workers: int) -> Iterator[Step]:
+    """The steps from the next one to the last, with this process's share of their batches. Raises Unfinished: a process
+    that collates them has died."""
     device, rank, size = inputs.compute.device, inputs.compute.world.rank, inputs.compute.world.size
-    plan = [inputs.plan.steps(first, inputs.total_steps) for _ in range(2)]
+    plan = [inputs.plan.steps(progress.step + 1, inputs.total_steps) for _ in range(2)]
     rows = (micro_batch.rows for step in plan[0] for micro_batch in share(step, rank, size))
     batches = iter(make_loader(inputs.train_split, rows, inputs.tokenizer, device, num_workers, ignore_stop_signals))
+    workers = multiprocessing.active_children()
+    if num_workers:
+        # The loader's own handler raises wherever the loop is, half-way through a step too; `next` finds out as well.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for step in plan[1]:
-        mine = [(micro_batch, next(batches)) for micro_batch in share(step, rank, size)]
+        try:
+            mine = [(micro_batch, next(batches)) for micro_batch in share(step, rank, size)]
+        except (RuntimeError, OSError, EOFError) as error:
+            if not wait([worker.sentinel for worker in workers], timeout=1):
+                raise  # all of them live
+            for worker in workers:
+                worker.kill()  # they ignore SIGTERM, and may wait for the dead one for ever
+            line = (
+                f"a process that collates batches (train.num_workers is {num_workers}) was killed, as happens where "
+                f"memory runs out; the state after step {progress.step} is saved; run the same command again to go on, "
+                "with fewer num_workers if it happens again"
+            )
+            raise Unfinished(Ending(Outcome.STOPPED, line, alone=True)) from error
         yield Step(step[0].step, [row for micro_batch in step for row in micro_batch.rows], mine)
 
 
@@ -273,11 +374,36 @@ def _stopped(session: Session) -> Ending:
     )
 
 
-def _diverged(gradient: Gradient, step: Step) -> Ending:
-    shown = ", ".join(map(str, step.rows[:SHOWN_ROWS])) + (", ..." if len(step.rows) > SHOWN_ROWS else "")
-    return Ending(
-        Outcome.DIVERGED,
-        f"the loss of step {step.number} is {gradient.loss}, its gradient's norm {gradient.norm}; its rows of train "
-        f"are {shown}; the state before it is saved: look at the rows, or try a lower train.learning_rate, more "
-        "warmup_steps, max_grad_norm 1.0, or precision fp32",
-    )
+NO_CANDIDATE = (
+    "no evaluation gave a validation loss that is a number, so there is no model to publish; the state is saved: "
+    "look at the rows of validation that were named, or try a lower train.learning_rate"
+)
+
+
+def _doubt_scores(scores: dict[str, float], predictions: Predictions, session: Session) -> None:
+    """Say what of an evaluation is no number, and what comes of that."""
+    step, metric = session.state.progress.step, session.params.evaluate.metric_for_best_model
+    if not math.isfinite(scores["loss"]):
+        assert predictions.row_losses is not None
+        rows = np.flatnonzero(~np.isfinite(predictions.row_losses)).tolist()
+        so = ", so it is no candidate" if math.isnan(scores["loss"]) else ""
+        _say(f"warning: the validation loss of step {step} is {scores['loss']}{so}; it is that of rows {shown(rows)}")
+    elif math.isnan(scores[metric]):
+        _say(f"warning: {metric} of step {step} is nan (evaluate.metric_for_best_model): the validation loss decides")
+
+
+def _first_broken(state: TrainState) -> str | None:
+    """The name of a parameter with NaN, infinity, or a number whose square is infinite, or of a buffer with NaN (some
+    are made of infinity)."""
+    for name, parameter in state.model.named_parameters():
+        if not bool(torch.isfinite(parameter.detach().square()).all()):
+            return name
+    return next((name for name, buffer in state.model.named_buffers() if bool(torch.isnan(buffer).any())), None)
+
+
+def _where(step: Step) -> str:
+    return f"its rows of train are {shown(step.rows)}"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

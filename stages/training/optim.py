@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau, StepLR
 from transformers import get_scheduler
 
 from stages.config.imports import import_object
-from stages.config.schema import TrainParams
+from stages.config.schema import EvaluateParams, TrainParams
 from stages.ground.errors import UserError, quote, user_code
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {
@@ -88,12 +89,25 @@ def make_optimizer(model: nn.Module, train: TrainParams, device: torch.device) -
 class Schedule:
     """A learning-rate scheduler, and when it steps.
 
-    By default once an optimizer step; StepLR once an epoch; ReduceLROnPlateau once an evaluation, with the
-    validation loss.
+    By default once an optimizer step; StepLR once an epoch; ReduceLROnPlateau once an evaluation. As in HF that one is
+    given `evaluate.metric_for_best_model`, where the better value of it lies on the side of its `mode`; else, that is
+    where it should fall and higher is better, the validation loss.
+
+    Raises:
+        UserError: `mode: max` of something of which less is better.
     """
 
-    def __init__(self, scheduler: LRScheduler | ReduceLROnPlateau) -> None:
+    def __init__(self, scheduler: LRScheduler | ReduceLROnPlateau, evaluate: EvaluateParams) -> None:
         self.scheduler = scheduler
+        self._followed = "loss"
+        if isinstance(scheduler, ReduceLROnPlateau):
+            metric, rises = evaluate.metric_for_best_model, scheduler.mode == "max"
+            if rises and not evaluate.higher_wins:
+                raise UserError(
+                    f"train.lr_scheduler_kwargs: mode is max, but evaluate.metric_for_best_model is {metric}, of which "
+                    "less is better, so the rate would fall as the model improves; write mode: min"
+                )
+            self._followed = metric if rises == evaluate.higher_wins else "loss"
 
     def after_step(self, ends_epoch: bool, skipped: bool) -> None:
         """`skipped`: the optimizer did not step, so a schedule of its steps does not either."""
@@ -102,12 +116,13 @@ class Schedule:
         if ends_epoch if isinstance(self.scheduler, StepLR) else not skipped:
             self.scheduler.step()
 
-    def after_evaluation(self, loss: float) -> None:
-        if isinstance(self.scheduler, ReduceLROnPlateau):
-            self.scheduler.step(loss)
+    def after_evaluation(self, scores: Mapping[str, float]) -> None:
+        # Nothing is known of a value that is NaN: it is no reason to lower the rate.
+        if isinstance(self.scheduler, ReduceLROnPlateau) and not math.isnan(scores[self._followed]):
+            self.scheduler.step(scores[self._followed])
 
 
-def make_schedule(optimizer: Optimizer, train: TrainParams, total_steps: int) -> Schedule:
+def make_schedule(optimizer: Optimizer, train: TrainParams, total_steps: int, evaluate: EvaluateParams) -> Schedule:
     """The scheduler that `train.lr_scheduler_type` names.
 
     Raises:
@@ -141,7 +156,7 @@ def make_schedule(optimizer: Optimizer, train: TrainParams, total_steps: int) ->
 
     with user_code(f"train.lr_scheduler_kwargs {quote(kwargs)} for {name}"):
         _rehearse(build, train.learning_rate, min(total_steps, MAX_REHEARSED))
-        return Schedule(build(optimizer))
+        return Schedule(build(optimizer), evaluate)
 
 
 def _rehearse(build: Callable[[Optimizer], Any], learning_rate: float, steps: int) -> None:

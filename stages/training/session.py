@@ -6,9 +6,9 @@ import socket
 from collections.abc import Callable
 
 from stages.batches.plan import BatchPlan
-from stages.batches.tokenized import TOKENIZED, load_split, load_task, load_tokenizer
+from stages.batches.tokenized import TOKENIZED, Task, load_split, load_task, load_tokenizer
 from stages.config.pretrained import resolve_model
-from stages.config.schema import Params
+from stages.config.schema import EvaluateParams, Params
 from stages.ground.errors import UserError
 from stages.ground.signals import StopRequest
 from stages.keeping.identity import Identity
@@ -30,6 +30,7 @@ def load_inputs(params: Params, compute: Compute) -> Inputs:
     """What the tokenize and build_loaders stages left, and the loss over it."""
     train = params.train
     task, train_split, tokenizer, plan = load_task(), load_split(TOKENIZED, "train"), load_tokenizer(), BatchPlan()
+    require_threshold_of_use(params.evaluate, task)
     objective = make_objective(train, task, train_split, compute.device)
     validation = load_split(TOKENIZED, "validation")
     return Inputs(
@@ -42,6 +43,15 @@ def load_inputs(params: Params, compute: Compute) -> Inputs:
         scorer=Scorer(validation, tokenizer, objective, params.evaluate.eval_batch_size, compute),
         compute=compute,
     )
+
+
+def require_threshold_of_use(evaluate: EvaluateParams, task: Task) -> None:
+    """Refuse a threshold where the likeliest of several classes is predicted. Raises UserError."""
+    if evaluate.threshold != 0.5 and task.kind.has_classes and not task.kind.several and len(task.label_names) > 2:
+        raise UserError(
+            f"evaluate.threshold is {evaluate.threshold}, but of {len(task.label_names)} classes the likeliest is "
+            "predicted; write 0.5"
+        )
 
 
 def build_state(params: Params, inputs: Inputs, say: Callable[[str], None] = lambda line: None) -> TrainState:
@@ -57,7 +67,7 @@ def build_state(params: Params, inputs: Inputs, say: Callable[[str], None] = lam
     return TrainState(
         parallel=Parallel(model, inputs.compute, train.compile),
         optimizer=optimizer,
-        schedule=make_schedule(optimizer, train, inputs.total_steps),
+        schedule=make_schedule(optimizer, train, inputs.total_steps, params.evaluate),
         scaler=make_scaler(device, train.precision),
         callbacks=make_callbacks(params),
         histories={"train": History(("step", "epoch", "loss", "learning_rate", "grad_norm")), "eval": History()},

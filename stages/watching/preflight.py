@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from stages.batches.collate import make_loader
 from stages.config.schema import FACTORY, Params, is_custom
-from stages.ground.errors import UserError, quote, user_code
+from stages.ground.errors import UserError, located, quote, user_code
 from stages.modeling import codec
 from stages.modeling.buffers import remember_buffers
 from stages.modeling.build import load_model, save_model
@@ -259,8 +259,9 @@ def _check_evaluation(state: TrainState, inputs: Inputs, params: Params, say: Ca
     rows = np.linspace(0, len(split) - 1, min(size, len(split))).astype(int)  # spread, as splits may be sorted by label
 
     # The other processes are not here yet.
-    scorer = replace(inputs.scorer, split=split.select(rows), compute=replace(inputs.compute, world=World()))
-    with user_code(f"model.source {quote(params.model.source)} fails in eval mode"):
+    name = inputs.scorer.name if len(rows) == len(split) else f"{len(rows)} rows spread over {inputs.scorer.name}"
+    scorer = replace(inputs.scorer, split=split.select(rows), compute=replace(inputs.compute, world=World()), name=name)
+    with located(f"model.source is {quote(params.model.source)}"):
         predictions = scorer(state.parallel)
     if params.model.source.startswith(FACTORY):
         _check_rebuilt(state.model, predictions.logits, params, scorer)

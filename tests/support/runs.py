@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,7 +32,7 @@ class EveryStep:
     def after_step(self, ends_epoch: bool, skipped: bool) -> None:
         self.scheduler.step()
 
-    def after_evaluation(self, loss: float) -> None: ...
+    def after_evaluation(self, scores: Mapping[str, float]) -> None: ...
 
 
 def make_params(**train: Any) -> Params:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import pytest
@@ -26,10 +27,10 @@ class FakeState:
         self.reason = reason
 
 
-def feed(stopper: EarlyStopping, *values: float) -> str | None:
+def feed(stopper: EarlyStopping, *values: float, losses: Sequence[float] = ()) -> str | None:
     state: Any = FakeState()
-    for value in values:
-        stopper.on_evaluate(state, {"accuracy": value})
+    for value, loss in zip_longest(values, losses, fillvalue=1.0):
+        stopper.on_evaluate(state, {"accuracy": value, "loss": loss})
     return state.reason
 
 
@@ -43,8 +44,20 @@ def test_early_stopping_counts_evaluations_without_enough_improvement() -> None:
 
 def test_early_stopping_never_takes_nan_for_an_improvement() -> None:
     nan = float("nan")
-    assert feed(EarlyStopping("accuracy", True, 2, 0.0), nan, nan) is not None
+    assert feed(EarlyStopping("accuracy", True, 1, 0.0), nan, nan) is not None
     assert feed(EarlyStopping("accuracy", True, 2, 0.0), nan, 0.1, nan, 0.2) is None
+
+
+def test_loss_decides_while_the_metric_is_nan_at_every_evaluation() -> None:
+    nan = float("nan")
+    assert feed(EarlyStopping("accuracy", True, 1, 0.0), nan, nan, nan, losses=(0.9, 0.8, 0.7)) is None
+    assert feed(EarlyStopping("accuracy", True, 1, 0.0), nan, nan, losses=(0.9, 0.9)) is not None
+    assert feed(EarlyStopping("accuracy", True, 1, 0.0), nan, nan, losses=(nan, nan)) is not None
+    assert feed(EarlyStopping("accuracy", True, 1, 0.5), nan, nan, losses=(0.9, 0.8)) is not None
+    stopped, resumed = EarlyStopping("accuracy", True, 1, 0.0), EarlyStopping("accuracy", True, 1, 0.0)
+    feed(stopped, nan, losses=(0.5,))
+    resumed.load_state_dict(stopped.state_dict())
+    assert feed(resumed, nan, losses=(0.6,)) is not None
 
 
 def test_early_stopping_goes_on_counting_after_a_resume() -> None:

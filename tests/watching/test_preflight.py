@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -113,7 +114,8 @@ def test_metric_that_fails_on_a_few_rows_alone_is_a_doubt(prepared: Callable[...
             "evaluate": {"metrics": ["accuracy", "stages.custom.own:needs_twenty_rows"], "eval_batch_size": 8},
         }
     )
-    assert "fewer than twenty rows (for 8 of 20 validation rows)" in train(checkout)
+    output = train(checkout)
+    assert re.search(r"fewer than twenty rows \(own.py, line \d+\) \(for 8 of 20 validation rows\)", output)
     assert "rows" in (checkout.folder / "plots/eval.tsv").read_text().splitlines()[0]
 
 

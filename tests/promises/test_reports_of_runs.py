@@ -1,0 +1,654 @@
+"""What reports of runs told: each row is an input, and the line or value that is right for it."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from stages import build_loaders, healing
+from stages.batches.plan import BatchPlan, PlanShape, epoch_name, write_epoch
+from stages.batches.tokenized import Task
+from stages.config.read import parse_params, read_yaml
+from stages.config.schema import EvaluateParams
+from stages.ground import errors
+from stages.ground.errors import UserError, run_stage
+from stages.keeping.folder import RunFolder, left_by_a_prune, list_runs, prune, runs_root
+from stages.keeping.identity import Identity
+from stages.keeping.sealed import SaveError
+from stages.keeping.store import DiskStore, Key
+from stages.scoring.ranking import ranked
+from stages.training.optim import make_schedule
+from stages.training.session import require_threshold_of_use
+from tests.support.project import ROOT, Checkout
+from tests.support.runs import make_params
+from tests.support.train_stage import TRAIN_OUTS, saved_steps, start_training, train
+
+# ---- dvc.lock is judged by DVC's own schema
+
+OUT = "    outs:\n    - path: a\n      hash: md5\n      md5: 0123456789abcdef0123456789abcdef\n      size: 1\n"
+LOCK = f"schema: '2.0'\nstages:\n  train:\n    cmd: exec python\n{OUT}"
+DATASETS = "schema: '2.0'\ndatasets:\n- name: a\n  type: dvc\n  url: b\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "whole"),
+    [
+        (LOCK, True),
+        (DATASETS, True),
+        (f"{DATASETS}stages: {{}}\n", True),
+        ("schema: '2.0'\nstages:\n  train:\n    cmd: exec python\n    outs:\n", False),
+        ("schema: '2.0'\nstages:\n  train:\n    cmd: exec python\n    outs:\n    - hash: md5\n", False),
+        ("schema: '2.0'\nstages:\n", False),
+        ("schema: '2.0'\n", False),
+        ("schema: '3.0'\nstages: {}\n", False),
+        (LOCK + "more: 1\n", False),
+        ("", False),
+    ],
+)
+def test_lock_file_is_whole_where_dvc_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, whole: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("dvc.lock").write_text(content)
+    assert healing._is_lock_file_whole() == whole
+
+
+def test_every_line_end_that_dvc_would_refuse_is_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+    from ruamel.yaml import YAML
+
+    monkeypatch.chdir(tmp_path)
+    lines = LOCK.splitlines(keepends=True)
+    for end in range(1, len(lines)):
+        Path("dvc.lock").write_text("".join(lines[:end]))
+        if healing._is_lock_file_whole():
+            COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe").load(Path("dvc.lock").read_text()))
+
+
+def test_without_git_there_is_nothing_of_git_to_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    Path("dvc.lock").write_text("")
+    (line,) = healing.heal()
+    assert line.startswith("dvc.lock was torn by a kill")
+
+
+def test_file_name_that_dvc_cannot_record_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("stages/custom").mkdir(parents=True)
+    Path("stages/custom/größe.txt").touch()
+    healing.require_names()
+    Path(os.fsdecode(b"stages/custom/\xff.txt")).touch()
+    with pytest.raises(UserError, match=r"^stages/custom/\\xff.txt: its name is not UTF-8, so DVC cannot record it"):
+        healing.require_names()
+
+
+# ---- a shell between DVC and a stage
+
+STAGE = "import time; from stages.ground.signals import die_with_parent; die_with_parent(); print('on', flush=True); {}"
+
+
+def below_a_shell(then: str, pid: str) -> subprocess.Popen[str]:
+    """A stage whose parent is a shell, whose parent is this process; `pid` is who it is told that started it."""
+    script = f'{sys.executable} -c "{STAGE.format(then)}"; echo "ended with $?"'
+    env = {**os.environ, "HOLDFAST_PARENT_PID": pid}
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(["sh", "-c", script], cwd=ROOT, env=env, **pipes)
+
+
+def test_stage_behind_a_shell_runs() -> None:
+    output, _ = below_a_shell("pass", str(os.getpid())).communicate(timeout=30)
+    assert output == "on\nended with 0\n"
+
+
+def test_stage_whose_starter_is_gone_says_so_and_ends() -> None:
+    output, _ = below_a_shell("pass", str(2**22 + 1)).communicate(timeout=30)
+    assert output.splitlines()[0] == "process 4194305, which started this stage, has ended: this stage ends too"
+    assert output.splitlines()[-1] == "ended with 143"
+
+
+def test_stage_behind_a_shell_ends_with_the_process_that_started_it() -> None:
+    between = (
+        "import os, subprocess, sys; os.environ['HOLDFAST_PARENT_PID'] = str(os.getpid()); "
+        "subprocess.run(['sh', '-c', sys.argv[1]])"
+    )
+    script = f'{sys.executable} -c "{STAGE.format("time.sleep(60)")}"; echo "ended with $?"'
+    starter = subprocess.Popen([sys.executable, "-c", between, script], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert starter.stdout
+    assert starter.stdout.readline() == "on\n"
+    starter.kill()
+    starter.wait()
+    assert starter.stdout.readline() == "ended with 143\n"
+
+
+# ---- starts and prunes side by side
+
+
+@pytest.fixture
+def own_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("DVC_ROOT", "HOLDFAST_RUNS", "HOLDFAST_RUNS_LIMIT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+IDENTITY = Identity("train", {"train.seed": 1, "train.init_from_run": None})
+LOOP = """
+import sys
+from stages.ground.errors import UserError
+from stages.keeping.folder import RunFolder, prune
+from stages.keeping.identity import Identity
+identity = Identity("train", {"train.seed": 1, "train.init_from_run": None})
+for turn in range(150):
+    run = RunFolder.of(identity)
+    if sys.argv[1] == "prune":
+        prune([run], lambda line: None)
+        continue
+    try:
+        run.enter(identity)
+    except UserError as error:
+        assert "is being trained" in str(error), error
+        continue
+    assert run.identity_values() == identity.values
+    assert run.lock.path.stat().st_ino, "somebody removed what is locked"
+    run.lock.release()
+print("done")
+"""
+
+
+@pytest.mark.usefixtures("own_root")
+def test_starts_and_prunes_of_one_run_in_a_loop_never_fail() -> None:
+    kinds = ("start", "prune", "start")
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    loops = [subprocess.Popen([sys.executable, "-c", LOOP, kind], env=env, **pipes) for kind in kinds]
+    assert [loop.communicate(timeout=120)[0] for loop in loops] == ["done\n"] * 3
+
+
+@pytest.mark.usefixtures("own_root")
+def test_start_that_waited_for_a_process_whose_run_was_removed_has_a_lock_and_a_folder_of_its_own() -> None:
+    first, removes = RunFolder.of(IDENTITY), RunFolder.of(IDENTITY)
+    first.enter(IDENTITY)
+    prune([removes], lambda line: None)  # in the process that has it, a lock is free
+    waited = RunFolder.of(IDENTITY)
+    assert waited.enter(IDENTITY)
+    assert os.path.samestat(os.fstat(waited.lock._file.fileno()), waited.lock.path.stat())  # type: ignore[union-attr]
+    assert waited.identity_values() == IDENTITY.values
+    waited.lock.release()
+    first.lock.release()
+
+
+@pytest.mark.usefixtures("own_root")
+def test_what_a_killed_prune_left_is_listed_and_cleared_with_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    from stages.__main__ import list_all, prune_runs
+
+    run = RunFolder.of(IDENTITY)
+    run.enter(IDENTITY)
+    run.lock.release()
+    run.path.rename(runs_root() / f".{run.id}.removed.tmp")
+    list_all()
+    assert f".{run.id}.removed.tmp" in capsys.readouterr().out
+    assert [rest.id for rest in left_by_a_prune()] == [f".{run.id}.removed.tmp"]
+    prune_runs([])
+    assert capsys.readouterr().out == f"removed .{run.id}.removed.tmp, left by a prune that was killed (0 MB)\n"
+    assert list(runs_root().iterdir()) == []
+
+
+@pytest.mark.usefixtures("own_root")
+def test_prune_lists_what_it_removes_first_and_an_unfinished_run_goes_only_by_name(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from stages.__main__ import prune_runs
+
+    run = RunFolder.of(IDENTITY)
+    run.enter(IDENTITY)
+    run.lock.release()
+    prune_runs([])
+    assert capsys.readouterr().out == ""
+    assert len(list_runs()) == 1
+    prune_runs([run.id])
+    first, last = capsys.readouterr().out.splitlines()
+    assert first == f"to be removed: run {run.id}, not finished, 0 MB"
+    assert last == f"removed run {run.id} (0 MB)"
+
+
+# ---- what is ordered by its name is ordered by its number
+
+
+def test_plan_of_more_than_ten_thousand_epochs_goes_on_where_it_was_killed(tmp_path: Path) -> None:
+    shape, epochs = PlanShape(8, 8, 8, False), 10_004
+    tokens = np.ones(8, int)
+    for epoch in (0, *range(999, 1003), *range(9_998, epochs)):
+        write_epoch(tmp_path, shape, epoch, 0, tokens, False)
+    for epoch in range(epochs):
+        path = tmp_path / epoch_name(epoch)
+        if not path.exists():
+            path.hardlink_to(tmp_path / epoch_name(0))
+    plan = BatchPlan(tmp_path)
+    assert plan.epochs == epochs
+    for first, last in ((1000, 1003), (9_999, 10_004), (10_002, 10_004)):
+        assert [step[0].step for step in plan.steps(first, last)] == list(range(first, last + 1))
+
+
+def test_plan_with_an_epoch_missing_is_none(tmp_path: Path) -> None:
+    for epoch in (0, 2):
+        write_epoch(tmp_path, PlanShape(8, 8, 8, False), epoch, 0, np.ones(8, int), False)
+    with pytest.raises(UserError, match="no batch plan there; run: dvc repro build_loaders"):
+        BatchPlan(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("rows", "epochs", "free", "files", "refused"),
+    [
+        (8, 10_004, 2**40, 10**9, False),
+        (8, 10**6, 2**40, 10**9, True),
+        (10**6, 1000, 2**30, 10**9, True),
+        (8, 1000, 2**40, 500, True),
+    ],
+)
+def test_plan_that_is_too_large_is_refused_before_a_file_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int, epochs: int, free: int, files: int, refused: bool
+) -> None:
+    disk = SimpleNamespace(f_bavail=free, f_frsize=1, f_favail=files, f_files=10**9)
+    monkeypatch.setattr(build_loaders.os, "statvfs", lambda _: disk)
+    shape = PlanShape(rows, 8, 8, False)
+    if not refused:
+        build_loaders.require_room(shape, epochs, tmp_path)
+        return
+    with pytest.raises(UserError, match=rf"asks for {epochs} epochs of {shape.steps_per_epoch} steps.*{free} bytes"):
+        build_loaders.require_room(shape, epochs, tmp_path)
+
+
+# ---- a full disk is one line, and says in which way it is full
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "models/best"), "models/best: the disk is full"),
+        (OSError("[Errno 28] Error writing bytes to file. Detail: No space left on device"), "No space left on device"),
+        (shutil.Error([("a", "b", "[Errno 28] No space left on device")]), "No space left on device"),
+        (OSError(errno.EROFS, "Read-only file system", "plots"), "plots: Read-only file system"),
+    ],
+)
+def test_full_disk_while_publishing_is_one_line(
+    error: OSError, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def publish() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        run_stage(publish)
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert expected in line
+    assert line.endswith("what was saved before is kept: make room, or give permission, and run the same command again")
+
+
+def test_error_of_ours_stays_a_traceback() -> None:
+    with pytest.raises(OSError, match="of ours"):
+        run_stage(lambda: (_ for _ in ()).throw(OSError("of ours")))
+
+
+@pytest.mark.parametrize(("bytes_free", "inodes_free", "expected"), [(10**10, 0, "no inode free"), (0, 5, "is full")])
+def test_full_disk_says_whether_bytes_or_inodes_are_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bytes_free: int, inodes_free: int, expected: str
+) -> None:
+    def full(folder: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    disk = SimpleNamespace(f_bavail=bytes_free, f_favail=inodes_free, f_files=10**9)
+    monkeypatch.setattr(errors.os, "statvfs", lambda _: disk)
+    store, key = DiskStore(tmp_path), Key("train", "run", "checkpoints", "step-00000009")
+    monkeypatch.setattr("stages.keeping.store.shutil.disk_usage", lambda _: SimpleNamespace(free=bytes_free))
+    store.begin(key, 1200)
+    with pytest.raises(SaveError, match=rf"{expected}.*it needs 1200 bytes, {bytes_free} are free"):
+        store.put(key, full)
+
+
+# ---- only a later batch fails
+
+LATER = """
+import os
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from stages.training.callbacks import Callback
+
+
+class Later(nn.Module):
+    def __init__(self, where):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+        self.where = where
+        self.calls = 0
+
+    def forward(self, features):
+        self.calls += self.training
+        if self.training and self.where == "model" and os.environ.get("FAILS") and self.calls == 20:
+            raise LookupError("no such word")
+        if not self.training and self.where == "eval" and os.environ.get("FAILS") and self.calls > 20:
+            torch.zeros(2) @ torch.zeros(3)
+        return self.layers(features)
+
+
+def build(where="nowhere"):
+    return Later(where)
+
+
+def loss(logits, labels):
+    CALLS.append(torch.is_grad_enabled())
+    if os.environ.get("FAILS") and sum(CALLS) == 20:
+        return torch.zeros(7)
+    return functional.cross_entropy(logits, labels, reduction="none")
+
+
+CALLS = []
+SCORED = []
+
+
+def metric(evaluated):
+    SCORED.append(1)
+    if os.environ.get("FAILS") and len(SCORED) == 3:
+        raise ZeroDivisionError("no rows of class 7")
+    return {"mine": float(len(evaluated.label_ids))}
+
+
+class Raises(Callback):
+    def __init__(self, event):
+        self.event = event
+
+    def _fail(self, event, state):
+        if event == self.event and os.environ.get("FAILS") and state.progress.step >= 7:
+            raise LookupError("no such file")
+
+    def on_pre_optimizer_step(self, state):
+        self._fail("on_pre_optimizer_step", state)
+
+    def on_step_end(self, state):
+        self._fail("on_step_end", state)
+
+
+def nan_metric(evaluated):
+    return {"mine": float("nan")}
+
+
+def nan_loss(logits, labels):
+    value = functional.cross_entropy(logits, labels, reduction="none")
+    return value if torch.is_grad_enabled() or len(value) < 16 else value * float("nan")
+
+
+def huge_loss(logits, labels):
+    return functional.cross_entropy(logits, labels, reduction="none") * 1e36
+"""
+
+FEATURES: dict[str, dict[str, Any]] = {
+    "data": {"text_columns": [], "feature_columns": ["x*"]},
+    "model": {"source": "factory:stages.custom.later:build"},
+    "build_loaders": {"bucketing": "none"},
+    "train": {"loss": "stages.custom.later:loss"},
+}
+
+
+def later(prepared: Callable[..., Checkout], **changes: dict[str, Any]) -> Checkout:
+    """A checkout with the code above, of 11 steps an epoch."""
+    merged = {section: {**FEATURES.get(section, {}), **changes.get(section, {})} for section in {**FEATURES, **changes}}
+    checkout = prepared(merged)
+    (checkout.folder / "stages/custom/later.py").write_text(LATER)
+    return checkout
+
+
+def last_line(output: str) -> str:
+    assert "Traceback" not in output, output
+    return output.strip().splitlines()[-1]
+
+
+PLAIN: dict[str, Any] = {"loss": None}
+ROWS = r"its rows of train are \d+(, \d+){7}; the state before it is saved$"
+PLACE = r"\(later.py, line \d+\)"
+
+
+@pytest.mark.parametrize(
+    ("changes", "saved", "line"),
+    [
+        (
+            {"model": {"kwargs": {"where": "model"}}, "train": PLAIN},
+            8,
+            rf"^error: step 9 fails in the model or the loss: LookupError: no such word {PLACE}; {ROWS}",
+        ),
+        ({}, 8, rf"^error: train.loss stages.custom.later:loss gives shape \(7,\) for 4 rows.*; {ROWS}"),
+        (
+            {"model": {"kwargs": {"where": "eval"}}, "train": PLAIN, "evaluate": {"eval_batch_size": 8}},
+            11,
+            rf"^error: the model or the loss fails in eval mode: RuntimeError: .* {PLACE}; its rows of validation are "
+            r"\d+(, \d+){7}; at the evaluation of step 11, whose state is saved$",
+        ),
+        (
+            {
+                "train": {**PLAIN, "eval_strategy": "steps", "eval_steps": 8},
+                "evaluate": {"metrics": ["accuracy", "stages.custom.later:metric"]},
+            },
+            16,
+            r"^error: evaluate.metrics: 'stages.custom.later:metric' raised ZeroDivisionError: no rows of class 7 "
+            rf"{PLACE}; at the evaluation of step 16, whose state is saved$",
+        ),
+    ],
+)
+def test_code_of_ones_own_that_fails_on_a_later_batch_is_one_line_and_costs_nothing(
+    prepared: Callable[..., Checkout], changes: dict[str, Any], saved: int, line: str
+) -> None:
+    reference, failing = later(prepared, **changes), later(prepared, **changes)
+    train(reference)
+    found = last_line(train(failing, code=2, FAILS="1"))
+    assert re.search(line, found), found
+    assert saved_steps(failing)[-1] == saved
+    assert f"going on after step {saved}" in train(failing)
+    assert failing.digests(*TRAIN_OUTS) == reference.digests(*TRAIN_OUTS)
+
+
+@pytest.mark.parametrize("event", ["on_pre_optimizer_step", "on_step_end"])
+def test_callback_that_raises_on_a_later_batch_names_step_and_rows_and_its_event_is_not_lost(
+    prepared: Callable[..., Checkout], event: str
+) -> None:
+    callbacks = [{"class": "stages.custom.later:Raises", "kwargs": {"event": event}}]
+    checkout = later(prepared, train={**PLAIN, "callbacks": callbacks})
+    rows = r"its rows of train are \d+(, \d+){7}; the last checkpoint counts$"
+    line = rf"^error: Raises.{event} at step 7: LookupError: no such file {PLACE}; {rows}"
+    for _ in range(2):
+        found = last_line(train(checkout, code=2, FAILS="1"))
+        assert re.search(line, found), found
+        assert saved_steps(checkout)[-1] == 6
+    assert "going on after step 6" in train(checkout)
+
+
+# ---- a process that collates batches dies
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.7])
+def test_killed_loader_process_ends_the_start_in_one_line_with_all_steps_saved(
+    prepared: Callable[..., Checkout], seconds: float
+) -> None:
+    import psutil
+
+    changes: dict[str, Any] = {"num_workers": 2, "max_steps": 3000, "save_strategy": "time", "save_steps": None}
+    checkout = prepared({"train": changes})
+    process = start_training(checkout)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    assert len(workers) == 2
+    time.sleep(seconds)
+    workers[0].kill()
+    begin = time.monotonic()
+    output, _ = process.communicate(timeout=60)
+    assert time.monotonic() - begin < 10
+    line = last_line(output)
+    assert process.returncode == 1, output
+    step = saved_steps(checkout)[-1]
+    assert line.startswith(
+        "a process that collates batches (train.num_workers is 2) was killed, as happens where memory"
+    )
+    assert f"the state after step {step} is saved; run the same command again to go on" in line
+
+
+# ---- decisions that are told
+
+
+def test_fp16_that_overflows_in_every_step_is_told_when_it_begins_and_ends_the_run(
+    prepared: Callable[..., Checkout],
+) -> None:
+    checkout = later(prepared, train={"loss": "stages.custom.later:huge_loss", "precision": "fp16"})
+    output = train(checkout, code=2)
+    assert output.count("fp16: the gradient of step 1 overflowed, so the step is skipped and the scale halved") == 1
+    assert last_line(output).startswith(
+        "error: fp16: the gradient of every step from 1 to 22 overflowed, down to a scale of 0.015625, so nothing was "
+        "trained in them; the state is saved: write train.precision bf16 or fp32"
+    )
+    assert not (checkout.folder / "models").exists()
+    assert "every step from 1 to 22" in last_line(train(checkout, code=2))
+
+
+def test_fp16_whose_scale_has_fallen_to_its_floor_stops_the_run(prepared: Callable[..., Checkout]) -> None:
+    checkout = later(
+        prepared, train={"loss": "stages.custom.later:huge_loss", "precision": "fp16", "num_train_epochs": 4}
+    )
+    assert "every step from 1 to 30 overflowed, down to a scale of 6.10352e-05" in last_line(train(checkout, code=2))
+    assert saved_steps(checkout)[-1] == 30
+
+
+def test_model_without_a_validation_loss_is_never_published(prepared: Callable[..., Checkout]) -> None:
+    checkout = later(prepared, train={"loss": "stages.custom.later:nan_loss"}, evaluate={"eval_batch_size": 16})
+    output = train(checkout, code=2)
+    rows = ", ".join(map(str, range(16)))
+    assert f"warning: the validation loss of step 11 is nan, so it is no candidate; it is that of rows {rows}" in output
+    assert last_line(output).startswith("error: no evaluation gave a validation loss that is a number")
+    assert not (checkout.folder / "models").exists()
+    assert "no evaluation gave a validation loss" in last_line(train(checkout, code=2))
+
+
+def test_state_that_itself_holds_nan_says_so_and_since_when_at_every_start(prepared: Callable[..., Checkout]) -> None:
+    changes = {"optim": "sgd", "learning_rate": 1e38, "max_grad_norm": None, "warmup_steps": 0}
+    checkout = later(prepared, train={**PLAIN, **changes})
+    for _ in range(2):
+        line = last_line(train(checkout, code=2))
+        assert "the state itself holds NaN, infinity or as good as that (layers." in line
+        assert "since step 1 at the latest" in line
+        assert "so that no row is to blame and another start does not help: begin anew with" in line
+
+
+def test_metric_that_is_nan_at_every_evaluation_is_told_and_the_loss_decides(prepared: Callable[..., Checkout]) -> None:
+    changes = {"early_stopping_patience": 1, "num_train_epochs": 4, "keep_candidates": 2}
+    evaluate = {
+        "metrics": ["stages.custom.later:nan_metric"],
+        "metric_for_best_model": "mine",
+        "greater_is_better": True,
+    }
+    checkout = later(prepared, train={**PLAIN, **changes}, evaluate=evaluate)
+    output = train(checkout)
+    assert "warning: mine of step 11 is nan (evaluate.metric_for_best_model): the validation loss decides" in output
+    record = json.loads((checkout.folder / "metrics/train.json").read_text())
+    losses = {int(row["step"]): float(row["loss"]) for row in checkout_rows(checkout)}
+    assert record["best_step"] == min(losses, key=lambda step: losses[step])
+    assert record["steps"] > 11
+
+
+def checkout_rows(checkout: Checkout) -> list[dict[str, str]]:
+    with (checkout.folder / "plots/eval.tsv").open(newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"),
+    [
+        ({1: (NAN, 0.9), 2: (NAN, 0.7), 3: (NAN, 0.8)}, [2, 3, 1]),
+        ({1: (NAN, 0.1), 2: (0.5, 0.9), 3: (0.6, 0.9)}, [3, 2, 1]),
+        ({1: (NAN, NAN), 2: (NAN, 0.7), 3: (NAN, NAN)}, [2, 1, 3]),
+    ],
+)
+def test_loss_ranks_what_the_metric_cannot(scores: dict[int, tuple[float, float]], best: list[int]) -> None:
+    evaluate = make_params().evaluate
+    table = {step: {"accuracy": metric, "loss": loss} for step, (metric, loss) in scores.items()}
+    assert ranked(table, evaluate) == best
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "evaluate", "followed"),
+    [
+        ({}, {}, "loss"),
+        ({"mode": "min"}, {}, "loss"),
+        ({"mode": "max"}, {}, "accuracy"),
+        ({"mode": "max"}, {"metric_for_best_model": "loss"}, "refused"),
+        ({}, {"metric_for_best_model": "loss"}, "loss"),
+        ({}, {"greater_is_better": False}, "accuracy"),
+        ({"mode": "max"}, {"greater_is_better": False}, "refused"),
+    ],
+)
+@pytest.mark.parametrize("name", ["ReduceLROnPlateau", "torch.optim.lr_scheduler:ReduceLROnPlateau"])
+def test_plateau_is_given_what_its_mode_is_made_for(
+    name: str, kwargs: dict[str, Any], evaluate: dict[str, Any], followed: str
+) -> None:
+    plateau = {"lr_scheduler_type": name, "lr_scheduler_kwargs": {"patience": 0, **kwargs}, "warmup_steps": 0}
+    train = make_params(**plateau).train
+    wanted = EvaluateParams.model_validate(read_yaml(ROOT / "params.yaml")["evaluate"] | evaluate)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=1.0)
+    if followed == "refused":
+        with pytest.raises(UserError, match=r"mode is max, but evaluate.metric_for_best_model is .*; write mode: min"):
+            make_schedule(optimizer, train, 10, wanted)
+        return
+    schedule = make_schedule(optimizer, train, 10, wanted)
+    # It gets better first, and then worse; what is not followed does the opposite.
+    better = {"loss": (1.0, 0.5, 0.9), "accuracy": (0.5, 0.9, 0.6)}
+    better["accuracy"] = better["loss"] if followed == "accuracy" and not wanted.higher_wins else better["accuracy"]
+    rates = []
+    for turn in range(3):
+        other = {"loss": "accuracy", "accuracy": "loss"}[followed]
+        schedule.after_evaluation({followed: better[followed][turn], other: 1.0})
+        rates.append(optimizer.param_groups[0]["lr"])
+    schedule.after_evaluation({"loss": NAN, "accuracy": NAN})
+    rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([1.0, 1.0, 0.1, 0.1])
+
+
+@pytest.mark.parametrize(
+    ("task", "names", "threshold", "refused"),
+    [
+        ("classification", ("a", "b", "c"), 0.7, True),
+        ("classification", ("a", "b", "c"), 0.5, False),
+        ("classification", ("a", "b"), 0.7, False),
+        ("multi_label", ("a", "b", "c"), 0.7, False),
+    ],
+)
+def test_threshold_that_nothing_looks_at_is_refused(
+    task: str, names: tuple[str, ...], threshold: float, refused: bool
+) -> None:
+    evaluate = make_params().evaluate.model_copy(update={"threshold": threshold})
+    kind = Task(task, names, (), ("x",), "label", ("features",))
+    values = read_yaml(ROOT / "params.yaml")
+    metrics = {"multi_label": ["f1_micro"]}.get(task, ["accuracy"])
+    values["data"] |= {"task": task, "label_names": list(names)}
+    values["evaluate"] |= {"threshold": threshold, "metrics": metrics, "metric_for_best_model": metrics[0]}
+    if not refused:
+        require_threshold_of_use(evaluate, kind)
+        parse_params(values)
+        return
+    with pytest.raises(UserError, match=r"evaluate.threshold is 0.7, but of 3 classes the likeliest is predicted"):
+        require_threshold_of_use(evaluate, kind)
+    with pytest.raises(UserError, match=r"evaluate.threshold is 0.7, but of the 3 classes in data.label_names"):
+        parse_params(values)
