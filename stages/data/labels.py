@@ -104,7 +104,9 @@ def _check_rows(source: Source, split: str, names: list[str] | None, known_from:
     position = 0
     for table in batches(dataset, checked):
         for column in checked:
-            _check_cells(table[column], where, column, position)
+            # Of a test split with the column and nothing in it that is what was meant, more often than not.
+            advice = ", or remove the column, to predict without labels" if split == "test" else ""
+            _check_cells(table[column], where, column, position, advice if column == columns.label else "")
         if columns.label in checked and columns.kind.has_classes:
             labels = table[columns.label]
             if names is not None:
@@ -116,27 +118,27 @@ def _check_rows(source: Source, split: str, names: list[str] | None, known_from:
     return counts
 
 
-def _check_cells(values: pa.ChunkedArray, where: Origin, column: str, position: int) -> None:
+def _check_cells(values: pa.ChunkedArray, where: Origin, column: str, position: int, advice: str) -> None:
     if pa.types.is_floating(values.type):
         refuse_unusable(values, where, column, position)
     elif pa.types.is_list(values.type):
         _refuse_odd_list(values, where, column, position)
     else:
-        _refuse_empty(values, where, column, position)
+        _refuse_empty(values, where, column, position, advice)
 
 
 def _first(mask: pa.ChunkedArray) -> int:
     return pc.index(mask, True).as_py()
 
 
-def _refuse_empty(values: pa.ChunkedArray, where: Origin, column: str, position: int) -> None:
+def _refuse_empty(values: pa.ChunkedArray, where: Origin, column: str, position: int, advice: str) -> None:
     row = _first(pc.fill_null(pc.equal(pc.utf8_trim_whitespace(values), ""), True))
     if row >= 0:
         found = values[row].as_py()
         what = "null" if found is None else "empty" if found == "" else "only whitespace"
         raise UserError(
             f"{where.row(position + row)}, column {quote(column)} is {what}; every row needs a text and a label: "
-            "fill it in or remove the row"
+            f"fill it in or remove the row{advice}"
         )
 
 

@@ -139,6 +139,10 @@ REFUSED: dict[str, tuple[dict[str, Write], list[str]]] = {
          "test.jsonl": lines('{"text": "a"}', '{"text": "b", "label": "a"}')},
         ["test.jsonl: line 2 has a 'label'", "or none"],
     ),
+    "empty labels": (
+        {"train.csv": text(TRAIN), "dev.csv": text(DEV), "test.csv": text("text,label\nx,\ny,\n")},
+        ["test.csv: row 1, column 'label' is empty", "or remove the column, to predict without labels"],
+    ),
     "misspelt label column": (
         {"train.csv": text(TRAIN), "dev.csv": text(DEV), "test.csv": text("text,labels\nx,a\n")},
         ["test.csv: no column 'label'", "did you mean 'labels'?"],
