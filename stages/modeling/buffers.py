@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 
 import torch
 from torch import nn
 
+from stages.modeling.codec import remember_extra_state
+
 
 def remember_buffers(model: nn.Module) -> Callable[[], None]:
-    """A function that gives the model's buffers the values they have now, also those that forward replaces, and the
-    extra state of modules that have one."""
-    kept = [
-        (module, name, buffer.clone())
-        for module in model.modules()
-        for name, buffer in module.named_buffers(recurse=False)
-    ]
-    extra = [
-        (module, copy.deepcopy(module.get_extra_state()))
-        for module in model.modules()
-        if type(module).get_extra_state is not nn.Module.get_extra_state
-    ]
+    """A function that gives the model's buffers, also those that forward replaces, and its extra state, as of now."""
+    kept = [(m, name, buffer.clone()) for m in model.modules() for name, buffer in m.named_buffers(recurse=False)]
+    put_extra_state_back = remember_extra_state(model)
 
     @torch.no_grad()
     def put_back() -> None:
-        for module, state in extra:
-            module.set_extra_state(copy.deepcopy(state))
+        put_extra_state_back()
         for module, name, value in kept:
             buffer = module.get_buffer(name)
             if buffer.shape == value.shape and buffer.dtype == value.dtype:
