@@ -71,6 +71,7 @@ def make_optimizer(model: nn.Module, train: TrainParams, device: torch.device) -
             )
         cls = import_object(train.optim, "train.optim")
     fusible = train.optim in ("adamw_torch", "adam") and device.type in ("cpu", "cuda")
+    fusible = fusible and all(p.is_floating_point() for p in trained)  # and not complex
     if fusible and not {"foreach", "differentiable"} & kwargs.keys():
         kwargs.setdefault("fused", True)
     with user_code(f"train.optim_kwargs {quote(train.optim_kwargs)} for {train.optim}"):

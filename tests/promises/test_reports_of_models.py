@@ -587,6 +587,24 @@ def test_module_is_the_same_after_training_saving_and_a_checkpoint(what: str, tm
         assert str(other.extra) == str(model.extra)
 
 
+def test_look_at_a_model_leaves_its_extra_state_as_it_was() -> None:
+    model: Any = Odd("tensor")
+    put_back = remember_buffers(model)
+    model.extra["t"] += 1
+    put_back()
+    assert model.extra["t"].tolist() == [1, 1]
+
+
+def test_complex_parameters_are_trained() -> None:
+    from stages.training.optim import make_optimizer
+
+    model = Odd("complex64")
+    optimizer = make_optimizer(model, TrainParams.model_validate(read_yaml(ROOT / "params.yaml")["train"]), CPU)
+    model(torch.ones(2, 3)).sum().backward()
+    optimizer.step()
+    assert not torch.equal(model.phase, torch.ones(3, dtype=torch.complex64))
+
+
 def test_extra_state_that_is_no_plain_data_is_refused(tmp_path: Path) -> None:
     params = ModelParams(source=f"factory:{Odd.__module__}:Odd", revision=None, kwargs={"what": "set"})
     model = build_model(params, None, HEAD, 0)
