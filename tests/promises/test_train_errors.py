@@ -129,5 +129,6 @@ def test_loss_that_is_not_finite_stops_with_its_step_and_keeps_the_state_before(
     step = saved_steps(checkout)[-1]
     last = output.strip().splitlines()[-1]
     assert f"the loss of step {step + 1} is" in last
-    assert "try a lower train.learning_rate" in last
+    assert "the state itself holds NaN, infinity or as good as that" in last
+    assert "begin anew with a lower train.learning_rate" in last
     assert not (checkout.folder / "models").exists()
