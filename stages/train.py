@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from stages.training.guard import ImportGuard
 
 RECORD = METRICS / "train.json"
+NO_CANDIDATE = (
+    "no evaluation gave a validation loss that is a number, so there is no model to publish; the state is saved: "
+    "look at the rows of validation that were named, or try a lower train.learning_rate"
+)
 
 
 def say(line: str) -> None:
@@ -139,7 +143,7 @@ def train_to_the_end(
     from stages.run.resume import Resumer
     from stages.run.state import broadcast_state
     from stages.training.callbacks import CallbackList
-    from stages.training.loop import Outcome, Session, train
+    from stages.training.loop import Ending, Outcome, Session, train
     from stages.training.session import build_state, load_inputs, meet
     from stages.watching.loggers import make_loggers
     from stages.watching.preflight import preflight
@@ -160,6 +164,8 @@ def train_to_the_end(
     recorder = Recorder(state, is_saved, resumer.checkpoints, candidates, params.train)
     callbacks = CallbackList(state, [guard, ProgressBar(inputs.total_steps), *loggers])
     ending = train(Session(params, inputs, state, recorder, callbacks, stop))
+    if ending.outcome is Outcome.COMPLETE and not state.progress.candidates:
+        ending = Ending(Outcome.DIVERGED, NO_CANDIDATE)  # which this process alone can know
     if ending.outcome is Outcome.COMPLETE:
         result = Result.of(state)
         result.write(run)

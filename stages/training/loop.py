@@ -178,7 +178,7 @@ def at_boundary(session: Session) -> Ending | None:
     if saves:
         recorder.save()
     if progress.is_complete(session.inputs.total_steps):
-        return Ending(Outcome.COMPLETE) if progress.candidates else Ending(Outcome.DIVERGED, NO_CANDIDATE)
+        return Ending(Outcome.COMPLETE)
     return _stopped(session) if stops else None
 
 
@@ -372,12 +372,6 @@ def _stopped(session: Session) -> Ending:
         f"stopped by {signal_name} after step {session.state.progress.step}, saved; "
         "run the same command again to go on",
     )
-
-
-NO_CANDIDATE = (
-    "no evaluation gave a validation loss that is a number, so there is no model to publish; the state is saved: "
-    "look at the rows of validation that were named, or try a lower train.learning_rate"
-)
 
 
 def _doubt_scores(scores: dict[str, float], predictions: Predictions, session: Session) -> None:
