@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from typing import Any
 
 import torch
@@ -42,6 +43,13 @@ class Parallel:
             module = self._ddp
             self._ddp.register_comm_hook(None, lambda _, bucket: _sum_gradients(bucket))
         self._training = compiled(module) if self._compile else module
+
+    def stop(self) -> None:
+        """After the last step, while the processes are still together: DDP holds on to their connection, and ending it
+        last, with the interpreter's lock in hand, would wait for threads that wait for that lock."""
+        if self._ddp is not None:
+            self._ddp, self._training = None, self._plain
+            gc.collect()
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits of shape (rows, outputs), in the model's own precision."""

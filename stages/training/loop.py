@@ -156,6 +156,8 @@ def train(session: Session) -> Ending:
     except UserCodeError:  # of a callback, in the middle of things: the next start tells it of them again
         session.recorder.settle()
         raise
+    finally:
+        state.parallel.stop()
 
     callbacks.on_train_end()
     session.recorder.finish()
