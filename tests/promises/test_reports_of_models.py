@@ -344,7 +344,7 @@ MERGED = "a0: &a0 {k: v}\n" + "".join(f"a{i + 1}: &a{i + 1} {{<<: [{', '.join([f
         (replaced("kwargs: {}", "kwargs: {a: *x}"), "undefined alias"),
         (added("a: " + "[" * 20_000), "nested deeper than 50 levels"),
         (replaced("kwargs: {}", "kwargs: " + "{a: " * 60 + "1" + "}" * 60), "nested deeper than 50 levels"),
-        (replaced("batch_size: 16", "batch_size: " + "9" * 5000), "params.yaml:30: a number of 5000 digits"),
+        (replaced("batch_size: 16", "batch_size: " + "9" * 5000), ": a number of 5000 digits"),
         (replaced("batch_size: 16", "batch_size: 0x" + "f" * 5000), "a number of 5002 digits"),
         (replaced("kwargs: {}", "kwargs: {a: -" + "9" * 5000 + "}"), "a number of 5001 digits"),
         (replaced("learning_rate: 1e-4", "learning_rate: " + "1" * 400), "a number of 400 digits"),
