@@ -123,17 +123,22 @@ class RunFolder:
             FileNotFoundError: somebody removed it in between.
         """
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             new = not self.path.exists()
-            self.path.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(exist_ok=True)
             if self.identity_values() != identity.values:
                 self._write("identity.json", stage=identity.stage, values=identity.values)
             return new
-        except FileNotFoundError:
-            raise  # somebody removes it meanwhile
         except OSError as error:
+            if isinstance(error, FileNotFoundError | FileExistsError) and self._comes_and_goes():
+                raise FileNotFoundError(self.path) from error
             raise UserError(
                 f"{self.path}: cannot be written ({error.strerror}); make room or permission, or set {RUNS_VARIABLE}"
             ) from None
+
+    def _comes_and_goes(self) -> bool:
+        """Whether the folder is somebody else's to remove at this moment, and nothing stands in its place."""
+        return self.path.parent.is_dir() and (self.path.is_dir() or not os.path.lexists(self.path))
 
     def enter(self, identity: Identity) -> bool:
         """Make the folder and take its lock; whether it was not there.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tests.support.damage import DAMAGE, flip
 from tests.support.runs import make_model, make_params, make_run
 
 MODEL = "model.safetensors"
+DVC = [sys.executable, "-m", "dvc"]
 
 
 def keep(folder: Path, **scores: float) -> tuple[Candidates, list[Candidate]]:
@@ -109,12 +111,12 @@ def test_files_are_found_in_the_cache_by_content_alone(tmp_path: Path, monkeypat
     import subprocess
 
     monkeypatch.chdir(tmp_path)
-    for command in (["git", "init", "-q"], ["dvc", "init", "-q"]):
+    for command in (["git", "init", "-q"], [*DVC, "init", "-q"]):
         subprocess.run(command, check=True)
     _, kept = keep(tmp_path / "runs", a=0.1)
     (tmp_path / "data").mkdir()
     shutil.copy(folder_of(tmp_path / "runs", 1) / MODEL, tmp_path / "data/x.bin")
-    subprocess.run(["dvc", "add", "-q", "data"], check=True)
+    subprocess.run([*DVC, "add", "-q", "data"], check=True)
     found = dvc_cache.find_in_dvc_cache(kept[0].files[MODEL])
     assert found is not None
     assert found.read_bytes() == (tmp_path / "data/x.bin").read_bytes()
