@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes.util
+import ctypes
 import os
 import shlex
 import sys
+from pathlib import Path
 
 from stages.config.read import load_params
 from stages.config.schema import Params
@@ -48,9 +49,12 @@ def _auto(params: Params) -> list[str]:
 
 def count_gpus() -> int:
     """The GPUs that CUDA or ROCm sees."""
-    # Where no driver is installed, torch need not be imported to count them.
-    if not (ctypes.util.find_library("cuda") or ctypes.util.find_library("amdhip64")):
-        return 0
+    # Where no driver is there, torch need not be imported to count them.
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        if not Path("/dev/kfd").exists():
+            return 0
     import torch
 
     return torch.cuda.device_count()

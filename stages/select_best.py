@@ -31,7 +31,7 @@ def main() -> None:
     stage = load_stage("select_best")
     params = stage.params
     candidates = json.loads((METRICS / "candidates.json").read_text(encoding="utf-8"))
-    ranked = rank(candidates, params.evaluate, params.select_best.tie_break)
+    names = rank(candidates, params.evaluate, params.select_best.tie_break)
 
     import pandas as pd
 
@@ -42,14 +42,14 @@ def main() -> None:
 
     code = find_code(stage)
     require_code(stage, code)
-    chosen = ranked[0]
+    chosen = names[0]
     evals = pd.read_csv(PLOTS / "eval.tsv", sep="\t")
     test: pd.DataFrame | None = None
     scores: dict[str, float] = {}
     if has_split(TOKENIZED, "test"):
         test, scores = Predictor(params).run(CANDIDATES / chosen, "test")
     require_imported(stage, code)
-    best = describe(ranked, candidates, scores, evals, params)
+    best = describe(names, candidates, scores, evals, params)
     task = load_task()
     validation = pd.read_parquet(VALIDATION / f"{chosen}.parquet")
 
@@ -158,9 +158,9 @@ def write_plots(validation: pd.DataFrame, test: pd.DataFrame | None, task: Task)
     from stages.ground import disk
     from stages.report.plots import confusion_rows, precision_recall_rows
 
-    shown = test if test is not None and test["label"].notna().all() else validation
-    disk.write_text(PLOTS / "confusion_matrix.csv", confusion_rows(shown, task).to_csv(index=False))
-    disk.write_text(PLOTS / "precision_recall.csv", precision_recall_rows(shown, task).to_csv(index=False))
+    split = test if test is not None and test["label"].notna().all() else validation
+    disk.write_text(PLOTS / "confusion_matrix.csv", confusion_rows(split, task).to_csv(index=False))
+    disk.write_text(PLOTS / "precision_recall.csv", precision_recall_rows(split, task).to_csv(index=False))
 
 
 def make_report(

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, NoReturn
 
 from stages.config.pipeline import load_stage, require_folders
 from stages.config.schema import Params
-from stages.ground.errors import UserError, fail, run_stage
+from stages.ground.errors import UserError, fail, run_stage, say
 from stages.ground.places import CANDIDATES, METRICS
 from stages.ground.signals import StopRequest, die_with_parent, ignore_stop_signals
 from stages.keeping.identity import Identity, identify
+from stages.keeping.sealed import DamagedError
 
 if TYPE_CHECKING:
     from stages.keeping.folder import RunFolder
@@ -29,11 +30,6 @@ NO_CANDIDATE = (
     "no evaluation gave a validation loss that is a number, so there is no model to publish; the state is saved: "
     "look at the rows of validation that were named, or try a lower train.learning_rate"
 )
-
-
-def say(line: str) -> None:
-    """One line for people, on stderr as all progress is."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def main() -> None:
@@ -55,7 +51,7 @@ def lead() -> None:
     params = stage.params
     require_folders(stage)
 
-    from stages.keeping.code import find_code, require_code
+    from stages.keeping.code import find_code, require_code, require_imported
     from stages.keeping.folder import RunFolder, find_source, keep_within_limit, runs_limit
     from stages.modeling.compute import Compute
     from stages.modeling.world import World
@@ -88,14 +84,17 @@ def lead() -> None:
         else:
             result = train_to_the_end(params, run, identity, candidates, compute, guard, stop)
         world.leave()
-    guard.check()
+    require_imported(stage, identity.code)
     changed = identify(load_stage("train")).difference(identity.values)
     if changed:
         raise UserError(
             f"nothing is published: {'; '.join(changed[:3])} changed while run {run.id} trained; "
             "run again to train with the change, or undo it and run again to publish this result"
         )
-    result.publish(candidates, CANDIDATES, RECORD)
+    try:
+        result.publish(candidates, CANDIDATES, RECORD)
+    except DamagedError as error:
+        raise UserError(f"nothing is published: {error}; run the same command again, which mends it") from None
     run.checkpoints.remove_but(set(run.checkpoints.steps()[:1]))  # what train.init_from_run can start from
     best, step = result.record["best_step"], result.record["steps"]
     say(f"run {run.id}: published {len(result.candidates)} candidates, best at step {best}")
@@ -105,7 +104,6 @@ def lead() -> None:
 
 def finished_result(run: RunFolder, candidates: Candidates) -> Result | None:
     """What the run comes to, if it is finished and all that publishing needs is whole; else it trains."""
-    from stages.keeping.sealed import DamagedError
     from stages.run.result import Result
 
     run.recover()
@@ -143,7 +141,8 @@ def train_to_the_end(
     from stages.run.resume import Resumer
     from stages.run.state import broadcast_state
     from stages.training.callbacks import CallbackList
-    from stages.training.loop import Ending, Outcome, Session, train
+    from stages.training.endings import Ending, Outcome
+    from stages.training.loop import Session, train
     from stages.training.session import build_state, load_inputs, meet
     from stages.watching.loggers import make_loggers
     from stages.watching.preflight import preflight
@@ -191,7 +190,8 @@ def follow() -> NoReturn:
     from stages.run.recorder import SilentRecorder
     from stages.run.state import broadcast_state
     from stages.training.callbacks import CallbackList
-    from stages.training.loop import Outcome, Session, train
+    from stages.training.endings import Outcome
+    from stages.training.loop import Session, train
     from stages.training.session import OtherIdentity, build_state, load_inputs, meet
 
     params, world, stop = stage.params, World.from_environment(), StopRequest()
@@ -235,10 +235,10 @@ def explain_new_run(run: RunFolder, identity: Identity) -> None:
     """Say why a run starts from the beginning although there are others."""
     from stages.keeping.folder import list_runs
 
-    others = [other for other in list_runs() if other.id != run.id and other.identity_values() is not None]
-    if others:
-        newest = others[0]
-        lines = identity.difference(newest.identity_values() or {})
+    others = ((other, other.identity_values()) for other in list_runs() if other.id != run.id)
+    newest, values = next(((other, values) for other, values in others if values is not None), (None, None))
+    if newest is not None and values is not None:
+        lines = identity.difference(values)
         more = f" (and {len(lines) - 5} more)" if len(lines) > 5 else ""
         reference = newest.newest_reference()
         how = f"; to continue that one on purpose, set train.init_from_run: {reference}" if reference else ""

@@ -335,7 +335,7 @@ def test_reading_before_tokenize_ran_says_what_to_run(tmp_path: Path) -> None:
 
 
 def test_lengths_follow_selected_rows_and_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "LENGTH_BATCH_ROWS", 4)
+    monkeypatch.setattr(store, "BATCH_ROWS", 4)
     rows = [list(range(n)) for n in (3, 1, 4, 1, 5)]
     dataset = datasets.concatenate_datasets([datasets.Dataset.from_dict({"input_ids": rows})] * 2)
     assert store.lengths(dataset).tolist() == [3, 1, 4, 1, 5] * 2

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,12 +25,13 @@ if TYPE_CHECKING:
     import datasets
     import numpy as np
     import numpy.typing as npt
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 TOKENIZED = Path("data/tokenized")
 SPLITS = ("train", "validation", "test")
 FEATURES = "features"
-LENGTH_BATCH_ROWS = 100_000
+BATCH_ROWS = 100_000
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,12 @@ def load_tokenizer(folder: Path = TOKENIZED) -> PreTrainedTokenizerBase | None:
     return AutoTokenizer.from_pretrained(str(_existing(folder / "tokenizer")), trust_remote_code=False)
 
 
+def label_batches(dataset: datasets.Dataset) -> Iterator[Tensor]:
+    """The `labels` of a split, as `load_split` says, some rows at a time."""
+    for batch in dataset.select_columns(["labels"]).with_format("torch").iter(BATCH_ROWS):
+        yield batch["labels"]
+
+
 def lengths(dataset: datasets.Dataset) -> npt.NDArray[np.int32]:
     """Tokens per row, int32 of shape (rows,), from the Arrow offsets: no list is materialised. Features count as 1."""
     import numpy as np
@@ -117,6 +125,6 @@ def lengths(dataset: datasets.Dataset) -> npt.NDArray[np.int32]:
 
     if FEATURES in dataset.column_names:
         return np.ones(dataset.num_rows, np.int32)
-    tables = dataset.select_columns(["input_ids"]).with_format("arrow").iter(LENGTH_BATCH_ROWS)
+    tables = dataset.select_columns(["input_ids"]).with_format("arrow").iter(BATCH_ROWS)
     parts = [pc.list_value_length(table["input_ids"]).to_numpy() for table in tables]
     return np.concatenate(parts) if parts else np.zeros(0, np.int32)

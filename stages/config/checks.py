@@ -36,7 +36,7 @@ def _loss(params: Params) -> None:
     kind, train = params.data.kind, params.train
     allowed = kind.losses
     loss = train.loss or allowed[0]
-    if loss not in allowed and not is_custom(loss):
+    if loss not in allowed and ":" not in loss:
         raise ValueError(
             f"train.loss is {quote(loss)}; for {kind.name} it should be {', '.join(allowed)}, or module:callable"
         )
@@ -46,7 +46,7 @@ def _loss(params: Params) -> None:
             f"write {allowed[0]}, or data.task: multi_label if a row can have several"
         )
     for key in ("class_weights", "label_smoothing"):
-        if getattr(train, key) and (not kind.has_classes or is_custom(loss)):
+        if getattr(train, key) and (not kind.has_classes or ":" in loss):
             off = "null" if key == "class_weights" else "0.0"
             raise ValueError(f"train.{key} is set, but the loss {quote(loss)} has none; write {off}")
     weights, names = train.class_weights, params.data.label_names

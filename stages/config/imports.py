@@ -7,8 +7,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from stages.config.pipeline import DVC_FILE
-from stages.config.read import read_yaml
+from stages.config.pipeline import DVC_FILE, read_stages
 from stages.ground.disk import absolute
 from stages.ground.errors import UserError, quote
 
@@ -48,7 +47,9 @@ def _listed() -> set[str]:
     """The deps of all stages of dvc.yaml in the current folder; those that parameters fill in are data."""
     if not Path(DVC_FILE).is_file():
         return set()
-    stages = (read_yaml(DVC_FILE) or {}).get("stages", {})
     return {
-        dep for stage in stages.values() for dep in stage.get("deps", []) if isinstance(dep, str) and "${" not in dep
+        dep
+        for stage in read_stages().values()
+        for dep in stage.get("deps", [])
+        if isinstance(dep, str) and "${" not in dep
     }

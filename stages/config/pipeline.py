@@ -37,6 +37,11 @@ def _lookup(values: Any, dotted: str) -> Any:
     return values
 
 
+def read_stages() -> dict[str, Any]:
+    """What dvc.yaml in the current folder says of each stage, as it is written there."""
+    return (read_yaml(DVC_FILE) or {}).get("stages") or {}
+
+
 def load_stage(name: str) -> Stage:
     """Read stage `name` from dvc.yaml, and params.yaml, in the current folder.
 
@@ -45,7 +50,7 @@ def load_stage(name: str) -> Stage:
     """
     values = read_yaml(PARAMS_FILE)
     params = parse_params(values)
-    stages = (read_yaml(DVC_FILE) or {}).get("stages", {})
+    stages = read_stages()
     if name not in stages:
         raise UserError(f"{DVC_FILE}: no stage {quote(name)}; there are {', '.join(stages)}")
     deps = stages[name].get("deps", [])
@@ -128,8 +133,7 @@ def require_inputs(params: Params) -> None:
     """Refuse deps on what tokenize does not write for this kind of input. Raises UserError with the line to write."""
     kind = "text_columns" if params.data.text_columns else "feature_columns"
     there, missing = (ENCODERS[key] for key in sorted(ENCODERS, key=lambda key: key != kind))
-    stages = (read_yaml(DVC_FILE) or {}).get("stages", {})
-    wrong = [name for name, stage in stages.items() if missing in stage.get("deps", [])]
+    wrong = [name for name, stage in read_stages().items() if missing in stage.get("deps", [])]
     if wrong:
         raise UserError(
             f"{DVC_FILE}: {', '.join(wrong)} depend on {missing}, but there is none with data.{kind}; "

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from stages.config.schema import FACTORY
-from stages.ground.errors import UserError, quote
+from stages.ground.errors import UserError, quote, reason
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 PACKAGE = "package:"
@@ -17,9 +17,9 @@ MODEL, TOKENIZER = "model.source", "tokenize.tokenizer"
 TOKENIZER_FILES = ["*.json", "*.txt", "*.model"]
 MODEL_FILES = [*TOKENIZER_FILES, "model*.safetensors"]
 # Where transformers takes for granted that a file holds an object.
-OBJECTS = (
-    "config.json",
-    "generation_config.json",
+OF_MODEL = ("config.json", "generation_config.json")
+OF_TOKENIZER = (
+    "config.json",  # tokenizers look there too
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -32,8 +32,7 @@ def _object(path: Path, where: str) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{where}: {path.name} cannot be read: {reason}; fetch it again") from None
+        raise UserError(f"{where}: {path.name} cannot be read: {reason(error)}; fetch it again") from None
     if not isinstance(found, dict):
         raise UserError(f"{where}: {path.name} should hold an object, found a {type(found).__name__}; fetch it again")
     return found
@@ -66,7 +65,11 @@ def _shards(index: Path, where: str) -> list[str]:
 
 def require_whole_tokenizer(folder: Path, where: str) -> None:
     """Refuse JSON files over which transformers would fall. Raises UserError: one is cut short or holds no object."""
-    for name in OBJECTS:
+    _require_objects(folder, OF_TOKENIZER, where)
+
+
+def _require_objects(folder: Path, names: tuple[str, ...], where: str) -> None:
+    for name in names:
         if (folder / name).is_file():
             _object(folder / name, where)
 
@@ -80,7 +83,7 @@ def require_whole_model(folder: Path, where: str) -> None:
     """
     from safetensors import SafetensorError, safe_open
 
-    require_whole_tokenizer(folder, where)
+    _require_objects(folder, OF_MODEL, where)
     if (folder / "adapter_config.json").is_file():
         raise UserError(f"{where}: it has an adapter_config.json, so it is no whole model; merge the adapter into one")
     if "transformers_weights" in _object(folder / "config.json", where):
@@ -92,8 +95,9 @@ def require_whole_model(folder: Path, where: str) -> None:
             with safe_open(path, framework="np"):
                 pass
         except (OSError, SafetensorError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{where}: {path.relative_to(folder)} cannot be read: {reason}; fetch it again") from None
+            raise UserError(
+                f"{where}: {path.relative_to(folder)} cannot be read: {reason(error)}; fetch it again"
+            ) from None
 
 
 def _package_folder(source: str, named_by: str) -> Path:
@@ -120,11 +124,10 @@ def _hub_folder(source: str, revision: str | None, named_by: str) -> Path:
         wanted = MODEL_FILES if named_by == MODEL else TOKENIZER_FILES
         return Path(snapshot_download(source, revision=revision, allow_patterns=wanted))
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
         where = f" at revision {revision}" if revision else ""
         raise UserError(
             f"{named_by} {quote(source)}{where} could not be fetched from the Hub "
-            f"({type(error).__name__}: {reason}); offline, name a local folder or package:NAME/PATH"
+            f"({type(error).__name__}: {reason(error)}); offline, name a local folder or package:NAME/PATH"
         ) from None
 
 
@@ -147,8 +150,6 @@ def _resolve(source: str, revision: str | None, named_by: str) -> Path:
         raise UserError(f"{named_by} is {quote(source)}: no such folder")
     if folder is None and not source.startswith(PACKAGE):
         return _hub_folder(source, revision, named_by)
-    if revision is not None:
-        raise UserError(f"model.revision is {quote(revision)}, but only a Hub id has revisions; write null")
     return folder or _package_folder(source, named_by)
 
 
@@ -170,9 +171,9 @@ def resolve_model(source: str, revision: str | None) -> Path | None:
         UserError: unknown package or folder, a path that leaves its package, no safetensors weights, an index
             that names other files, or a Hub id that cannot be fetched.
     """
+    if revision is not None and (source.startswith((FACTORY, PACKAGE)) or local_folder(source)):
+        raise UserError(f"model.revision is {quote(revision)}, but only a Hub id has revisions; write null")
     if source.startswith(FACTORY):
-        if revision is not None:
-            raise UserError(f"model.revision is {quote(revision)}, but only a Hub id has revisions; write null")
         return None
     folder = _resolve(source, revision, MODEL)
     if not (folder / "config.json").is_file():

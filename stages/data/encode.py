@@ -25,7 +25,7 @@ from stages.data.numbers import column_matrix
 from stages.data.origin import Origin
 from stages.data.tables import map_tables
 from stages.ground.disk import sha256_file
-from stages.ground.errors import UserError, quote
+from stages.ground.errors import UserError, quote, reason
 from stages.tasks.base import Kind
 
 # How the tokenizer was found says nothing about what it does, and holds paths.
@@ -45,8 +45,7 @@ def load_tokenizer(folder: Path, source: str) -> PreTrainedTokenizerBase:
     except Exception as error:  # transformers and tokenizers check little of what they read, and panic in many ways
         if (folder / "config.json").is_file():
             _read_config(folder, source)  # tokenizers look there too, and say less
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{source}: its tokenizer cannot be loaded: {reason}") from None
+        raise UserError(f"{source}: its tokenizer cannot be loaded: {reason(error)}") from None
     if not tokenizer.is_fast:
         raise UserError(f"{source}: it has no fast tokenizer (tokenizer.json); convert it, or use another one")
     for key in PROVENANCE:
@@ -64,8 +63,7 @@ def _read_config(folder: Path, where: str) -> Any:
     try:
         return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:  # as above: a list, a number of the wrong type
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{where}: its config.json cannot be used: {reason}") from None
+        raise UserError(f"{where}: its config.json cannot be used: {reason(error)}") from None
 
 
 def model_inputs(kind: Kind, config: Any | None, tokenizer: PreTrainedTokenizerBase) -> list[str]:

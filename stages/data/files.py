@@ -125,7 +125,10 @@ def find_files(path: Path) -> Found:
         _require_all_shards(files)
         splits[split] = tuple(files)
     if "train" not in splits and (path / "data").is_dir():
-        return find_files(path / "data")  # as a repository of the Hub has it
+        # As a repository of the Hub has it
+        inner = find_files(path / "data")
+        beside = (f"{entry.name}{'/' if entry.is_dir() else ''}" for entry in entries if entry.name != "data")
+        return Found(inner.splits, (*beside, *(f"data/{name}" for name in inner.left_aside)))
     if "train" not in splits:
         found = listing([entry.name for entry in entries])
         raise UserError(f"{path}: no train file (train with one of {formats}); the folder holds {found}")

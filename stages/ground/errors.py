@@ -51,8 +51,7 @@ def describe(error: BaseException) -> str:
     """The kind of error, its message and where it was raised: in the user's own code, if that is on the way to it."""
     frames = traceback.extract_tb(error.__traceback__)
     place = next((frame for frame in reversed(frames) if _is_own(Path(frame.filename))), frames[-1])
-    reason = " ".join(str(error).split())[:300]
-    return f"{type(error).__name__}: {reason} ({Path(place.filename).name}, line {place.lineno})"
+    return f"{type(error).__name__}: {reason(error)} ({Path(place.filename).name}, line {place.lineno})"
 
 
 def _is_own(file: Path) -> bool:
@@ -62,6 +61,11 @@ def _is_own(file: Path) -> bool:
     if any(file.is_relative_to(folder) for folder in libraries) or not file.is_file():
         return False
     return not file.is_relative_to(rooms) or file.is_relative_to(rooms / "custom")
+
+
+def reason(error: BaseException, limit: int = 300) -> str:
+    """What an error says, as one line of at most `limit` characters."""
+    return " ".join(str(error).split())[:limit]
 
 
 def quote(value: object, limit: int = 80) -> str:
@@ -78,9 +82,14 @@ def one_line(message: str) -> str:
     )
 
 
+def say(line: str) -> None:
+    """One line for people, on stderr as all progress is."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def fail(message: str) -> NoReturn:
     """Print `message` as the one line a person sees, and exit with code 2."""
-    print(f"error: {one_line(message)}", file=sys.stderr, flush=True)
+    say(f"error: {one_line(message)}")
     sys.exit(USER_ERROR_EXIT)
 
 

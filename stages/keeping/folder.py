@@ -248,7 +248,8 @@ def prune(runs: list[RunFolder], say: Callable[[str], None]) -> None:
             disk.remove(rest.path)
             say(f"removed {rest.id}, left by a prune that was killed ({size / 1e6:.0f} MB)")
     # A run that starts from another goes before it.
-    for run in sorted(runs, key=lambda run: run.id in _sources()):
+    sources = _sources()
+    for run in sorted(runs, key=lambda run: run.id in sources):
         size = run.bytes
         if run.id in _sources():
             say(f"kept run {run.id}: another run starts from it and has saved nothing of its own yet")
@@ -272,7 +273,9 @@ def keep_within_limit(current: RunFolder, say: Callable[[str], None]) -> None:
         return
     for run in removable():
         total = sum(run.bytes for run in list_runs())
-        if total > limit and run.id not in (current.id, *_sources()):
+        if total <= limit:
+            return
+        if run.id not in (current.id, *_sources()):
             say(f"all runs take {total} bytes, and {LIMIT_VARIABLE} is {limit}:")
             prune([run], say)
 

@@ -57,8 +57,12 @@ class Lock:
             self._file = os.fdopen(descriptor, "r+", encoding="utf-8")
             try:
                 fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except (BlockingIOError, PermissionError):
                 return False
+            except OSError as error:
+                raise UserError(
+                    f"{self.path}: this disk knows no locks ({error.strerror}); set HOLDFAST_RUNS to another one"
+                ) from None
             # Whoever had it may have removed the folder: a lock on a file that is gone keeps nobody out.
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(descriptor), self.path.stat()):

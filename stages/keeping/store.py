@@ -76,8 +76,8 @@ class Store(Protocol):
 class DiskStore:
     """Entries are folders `root/<identity>/<kind>/<name>/`, and their mark is `manifest.json`.
 
-    Every method that writes raises SaveError where the disk refuses it: no space, no permission, or any other OSError.
-    Entries that were committed stay.
+    `begin`, `put` and `commit` raise SaveError where the disk refuses it: no space, no permission, or any other
+    OSError. Entries that were committed stay.
     """
 
     def __init__(self, root: Path) -> None:
@@ -100,6 +100,7 @@ class DiskStore:
             staging = self._staging(key)
             manifest = seal(staging, self._about(key))
             disk.put_in_place(staging, self._path(key))
+            del self._sizes[key]
             return manifest.files
 
     def invalidate(self, key: Key) -> None:

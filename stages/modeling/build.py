@@ -23,7 +23,7 @@ from stages.config.imports import import_object, is_project_code
 from stages.config.pipeline import DVC_FILE
 from stages.config.pretrained import require_whole_model
 from stages.config.schema import FACTORY, ModelParams
-from stages.ground.errors import UserError, quote, user_code
+from stages.ground.errors import UserError, quote, reason, user_code
 from stages.modeling import codec
 from stages.tasks.base import Head
 
@@ -40,17 +40,13 @@ KNOWN = (
 )  # fmt: skip
 
 
-def _nothing(line: str) -> None:
-    pass
-
-
 def build_model(
     params: ModelParams,
     folder: Path | None,
     head: Head,
     seed: int,
     pad_token_id: int | None = None,
-    say: Callable[[str], None] = _nothing,
+    say: Callable[[str], None] = lambda line: None,
 ) -> nn.Module:
     """The model to train, fp32, on the CPU: the pretrained one in `folder` with `head`, or what the factory makes where
     `folder` is None. Whatever is new is initialised from `seed`.
@@ -98,8 +94,7 @@ def _one_line(what: str, advice: str = "") -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{what}: {type(error).__name__}: {reason}{advice}") from None
+        raise UserError(f"{what}: {type(error).__name__}: {reason(error)}{advice}") from None
 
 
 def _pad_with(config: PreTrainedConfig, pad_token_id: int, say: Callable[[str], None]) -> None:
@@ -147,7 +142,7 @@ def _fit_head(
         if last:
             with torch.no_grad():
                 for tensor in last[-1].parameters():
-                    tensor.copy_(tensor[order].clone())
+                    tensor.copy_(tensor[order])
             say(f"model.source: its head has the labels in the order {_list(theirs)}; it is put into that of the data")
             return
         why = f"its head has the labels in another order, {_list(theirs)}"
@@ -233,26 +228,27 @@ def save_model(model: nn.Module, folder: Path, params: ModelParams) -> None:
         model.config._name_or_path = ""  # a path of this machine has no place in an out
         model.save_pretrained(folder)
     else:
-        extra, more = _extra_state(model)
+        extra, more = extra_state(model)
         with user_code(f"model.source {quote(params.source)}: its weights cannot be saved"):
-            save_file(_untied(model) | more, folder / WEIGHTS)
+            weights = {name: codec.stored(tensor) for name, tensor in _first_names(model).items()}
+            save_file(weights | more, folder / WEIGHTS)
         rebuild = {"source": params.source, "kwargs": params.kwargs} | ({"extra_state": extra} if extra else {})
         (folder / REBUILD).write_text(json.dumps(rebuild, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     for path in folder.iterdir():
         path.chmod(0o644)
 
 
-def _untied(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of the weights and buffers on the CPU; what is tied, under its first name alone."""
+def _first_names(model: nn.Module) -> dict[str, Tensor]:
+    """The weights and buffers; what is tied, under its first name alone."""
     first: dict[object, str] = {}
     return {
-        name: codec.stored(tensor)
+        name: tensor
         for name, tensor in model.state_dict().items()
         if isinstance(tensor, Tensor) and first.setdefault(codec.memory(tensor, name), name) == name
     }
 
 
-def _extra_state(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def extra_state(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What of the model's state is no tensor (`nn.Module.get_extra_state`): JSON by name, and tensors in it. Raises
     UserError if it is no plain data."""
     plain = {name: value for name, value in model.state_dict().items() if not isinstance(value, Tensor)}
@@ -334,13 +330,12 @@ def _rebuild(folder: Path, source: str | None, kwargs: dict[str, Any] | None) ->
     if source is None:
         _require_project_code(wanted.source, what)
     model = _call_factory(wanted.source, wanted.kwargs)
-    weights, expected = load_file(folder / WEIGHTS), _untied(model)
-    extra = {name: value for name, value in weights.items() if name.startswith(f"{EXTRA}.")}
+    weights, expected = load_file(folder / WEIGHTS), _first_names(model)
+    extra = {name: value for name, value in weights.items() if name.startswith(f"{EXTRA}.") and name not in expected}
     weights = {name: value for name, value in weights.items() if name not in extra}
     if weights.keys() != expected.keys():
         raise UserError(f"{folder}: its weights are those of another model than {wanted.source} makes now")
-    live = model.state_dict()
-    state = {name: codec.restored(value, live[name].dtype) for name, value in weights.items()}
+    state = {name: codec.restored(value, expected[name].dtype) for name, value in weights.items()}
     # What is tied is loaded under its first name.
     model.load_state_dict(state | codec.join(wanted.extra_state, extra), strict=False)
     return model

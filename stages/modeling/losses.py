@@ -11,7 +11,7 @@ import datasets
 import torch
 from torch import Tensor, nn
 
-from stages.batches.tokenized import Task
+from stages.batches.tokenized import Task, label_batches
 from stages.config.imports import import_object
 from stages.config.schema import TrainParams, is_custom
 from stages.ground.errors import UserError, quote, user_code
@@ -145,8 +145,7 @@ def _class_weights(wanted: object, task: Task, train_split: datasets.Dataset) ->
             raise UserError(f"train.class_weights has {len(wanted)} numbers for {classes} classes")
         return torch.tensor(wanted, dtype=torch.float32)
     counts = torch.zeros(classes)
-    for batch in train_split.select_columns(["labels"]).with_format("torch").iter(100_000):
-        labels = batch["labels"]
+    for labels in label_batches(train_split):
         counts += torch.bincount(labels, minlength=classes) if labels.ndim == 1 else labels.sum(dim=0)
     if task.kind.several:
         weights = (len(train_split) - counts) / counts

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from stages.ground.errors import UserError
+from stages.ground.errors import UserError, reason
 
 MAIN = 0
 
@@ -59,9 +59,9 @@ class World:
         except RuntimeError as error:
             if not self.is_loss(error):
                 raise
-            reason = str(error).splitlines()[0][:200]
             raise UserError(
-                f"another process of this job ended or cannot be reached ({reason}); run the same command again"
+                f"another process of this job ended or cannot be reached ({reason(error, 200)}); "
+                "run the same command again"
             ) from error
 
     def is_loss(self, error: BaseException) -> bool:

@@ -120,15 +120,16 @@ def _parameter_groups(params: dict[str, Any]) -> list[dict[str, Any]]:
         {
             "name": legible(section, NAME_LENGTH),
             "rows": [
-                (legible(key, NAME_LENGTH), legible(_parameter(value), 2 * NAME_LENGTH))
-                for key, value in flatten(values if isinstance(values, dict) else {section: values}).items()
+                (legible(key, NAME_LENGTH), legible(parameter_text(value), 2 * NAME_LENGTH))
+                for key, value in flatten(values).items()
             ],
         }
         for section, values in params.items()
     ]
 
 
-def _parameter(value: object) -> str:
+def parameter_text(value: object) -> str:
+    """A parameter as a person reads it: text as it is, all else as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

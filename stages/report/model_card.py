@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +11,7 @@ import yaml
 from stages.batches.tokenized import Task
 from stages.config.pretrained import local_folder
 from stages.config.schema import FACTORY
-from stages.report.html import score
+from stages.report.html import parameter_text, score
 from stages.report.rows import by_answer
 from stages.report.text import class_name, legible
 from stages.tasks.base import Head
@@ -119,8 +118,8 @@ def _hyperparameters(params: dict[str, Any]) -> str:
     for section, key in HYPERPARAMETERS:
         value = params[section].get(key)
         if value not in (None, [], {}):
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            lines.append(f"| {escape_markdown(f'{section}.{key}')} | {escape_markdown(text, VALUE_LENGTH)} |")
+            text = escape_markdown(parameter_text(value), VALUE_LENGTH)
+            lines.append(f"| {escape_markdown(f'{section}.{key}')} | {text} |")
     return "\n".join(lines)
 
 

@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from stages.ground.errors import reason
 from stages.keeping.sealed import DamagedError
 from stages.keeping.store import Shelf
 from stages.modeling import codec
@@ -74,8 +75,9 @@ class Checkpoints:
             try:
                 state[part] = codec.join(_load(files[name].path), load_file(tensors.path) if tensors else {})
             except (OSError, ValueError, TypeError, KeyError, RecursionError, SafetensorError) as error:
-                reason = " ".join(str(error).split())[:200]
-                raise DamagedError(f"{files[name].path}: unreadable ({type(error).__name__}: {reason})") from None
+                raise DamagedError(
+                    f"{files[name].path}: unreadable ({type(error).__name__}: {reason(error)})"
+                ) from None
         return state
 
     def peek(self, part: str) -> Iterator[codec.Tree]:

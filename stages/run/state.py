@@ -52,7 +52,11 @@ class Parts:
         self._parts = parts
 
     def state_dict(self) -> dict[str, Tree]:
-        return {name: part.state_dict() for name, part in self._parts.items()}
+        state = {}
+        for name, part in self._parts.items():
+            with user_code(f"{type(part).__name__}.state_dict"):
+                state[name] = part.state_dict()
+        return state
 
     def load_state_dict(self, state: dict[str, Tree]) -> None:
         for name in self._parts.keys() & state.keys():

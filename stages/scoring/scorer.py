@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import datasets
 import numpy as np
@@ -14,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from stages.batches.collate import Batch, make_loader
 from stages.batches.randomness import EVALUATION
-from stages.batches.tokenized import Task, lengths
+from stages.batches.tokenized import Task, label_batches, lengths
 from stages.config.schema import EvaluateParams
 from stages.ground.bar import bar
 from stages.ground.errors import located, user_code
@@ -23,8 +24,8 @@ from stages.modeling.losses import Objective
 from stages.modeling.parallel import Parallel
 from stages.scoring.scores import score
 
-# Rows of like length are batched together within windows of so many rows, in the split's order: what is done of a
-# large split is then a prefix of it, and nothing but a window has to be held.
+# Rows of like length are batched together within windows of so many rows, in the split's order: so the batches of a
+# window are those of its rows alone.
 WINDOW_ROWS = 8192
 SHOWN_ROWS = 64
 
@@ -68,7 +69,7 @@ class Scored:
 @dataclass(frozen=True)
 class Scorer:
     """Predicts `split`, which people know by its `name`, in batches of `batch_size` rows whose composition and random
-    numbers depend on the split alone: not on the number of processes, nor on where a prediction was begun."""
+    numbers depend on the split alone, and not on the number of processes."""
 
     split: datasets.Dataset
     tokenizer: PreTrainedTokenizerBase | None
@@ -77,6 +78,7 @@ class Scorer:
     compute: Compute
     name: str = "validation"
 
+    @cached_property
     def batches(self) -> list[list[int]]:
         """The rows of each batch, by the batch's number."""
         size, length = self.batch_size, lengths(self.split)
@@ -85,6 +87,11 @@ class Scorer:
             window = begin + np.argsort(-length[begin : begin + WINDOW_ROWS], kind="stable")
             found += [window[i : i + size].tolist() for i in range(0, len(window), size)]
         return found
+
+    @cached_property
+    def labels(self) -> Tensor | None:
+        """Those of all rows; None where the split has none."""
+        return torch.cat(list(label_batches(self.split))) if "labels" in self.split.column_names else None
 
     @torch.no_grad()
     def run(self, forward: Callable[[Batch], Tensor], stop_requested: Callable[[], bool]) -> Iterator[Scored]:
@@ -97,7 +104,7 @@ class Scorer:
             Stopped: in every process, if `stop_requested()` was true in one at the start of a batch.
             UserError: the model or the loss raised, with the rows.
         """
-        batches, world = self.batches(), self.compute.world
+        batches, world = self.batches, self.compute.world
         rounds = -(-len(batches) // world.size)
         mine = [number % len(batches) for number in range(world.rank, rounds * world.size, world.size)]
         loader = make_loader(self.split, [batches[i] for i in mine], self.tokenizer, self.compute.device, 0)
@@ -112,9 +119,9 @@ class Scorer:
                 with self.compute.autocast():
                     logits = forward(inputs)
                 logits = logits.float()
-                losses = None if labels is None else self.objective.each_row(logits, labels).cpu()
+                losses = None if labels is None else self.objective.each_row(logits, labels)
             if turn * world.size + world.rank < len(batches):
-                yield Scored(number, batches[number], logits.cpu(), losses)
+                yield Scored(number, batches[number], logits.cpu(), None if losses is None else losses.cpu())
 
     def __call__(self, parallel: Parallel, stop_requested: Callable[[], bool] = lambda: False) -> Predictions:
         """Predict all rows; the model is in the mode that it was in afterwards.
@@ -124,7 +131,6 @@ class Scorer:
         """
         world, rows = self.compute.world, self.split.num_rows
         logits, losses = torch.zeros(rows, 0), torch.zeros(rows)
-        labelled = "labels" in self.split.column_names
         model = parallel.model
         world.broadcast_buffers(model)
         was_training = model.training
@@ -143,16 +149,11 @@ class Scorer:
             (outputs,) = world.maximum(logits.shape[1])
             logits = world.sum(logits if logits.shape[1] else torch.zeros(rows, outputs))
             losses = world.sum(losses)
-        labels = _labels(self.split) if labelled else None
+        labels = self.labels
         return Predictions(
             logits.numpy(),
             None if labels is None else labels.numpy(),
-            losses.numpy() if labelled else None,
+            None if labels is None else losses.numpy(),
             # Summed in the split's order and in fp64, so that neither the batch size nor the processes play a part.
             None if labels is None else float(losses.double().sum() / self.objective.weight(labels)),
         )
-
-
-def _labels(split: datasets.Dataset) -> Tensor:
-    parts = [batch["labels"] for batch in split.select_columns(["labels"]).with_format("torch").iter(100_000)]
-    return torch.cat(parts)

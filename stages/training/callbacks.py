@@ -34,7 +34,7 @@ import torch
 
 from stages.config.imports import import_object
 from stages.config.schema import CallbackParams, Params
-from stages.ground.errors import UserError, quote, user_code
+from stages.ground.errors import UserCodeError, UserError, quote, user_code
 
 if TYPE_CHECKING:
     from stages.modeling.codec import Tree
@@ -88,12 +88,12 @@ class CallbackList:
 
     def on_pre_optimizer_step(self) -> None:
         changing = [c for c in self._callbacks if type(c).on_pre_optimizer_step is not Callback.on_pre_optimizer_step]
-        self._each("on_pre_optimizer_step", among=changing)
-        gradients = [p.grad for p in self._state.model.parameters() if p.grad is not None] if changing else []
-        if not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
+        self._each("on_pre_optimizer_step")
+        gradients = [p.grad for p in self._state.model.parameters() if p.grad is not None]
+        if changing and not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
             # Before it is in the weights, and from there in every checkpoint.
             names = " or ".join(type(callback).__name__ for callback in changing)
-            raise UserError(
+            raise UserCodeError(
                 f"train.callbacks: {names} made a gradient of step {self._state.progress.step + 1} infinite or NaN"
             )
 
@@ -106,8 +106,8 @@ class CallbackList:
     def on_train_end(self) -> None:
         self._each("on_train_end")
 
-    def _each(self, event: str, *values: Any, among: Sequence[Callback] | None = None) -> None:
-        for callback in self._callbacks if among is None else among:
+    def _each(self, event: str, *values: Any) -> None:
+        for callback in self._callbacks:
             with user_code(f"{type(callback).__name__}.{event} at step {self._state.progress.step}"):
                 getattr(callback, event)(self._state, *values)
 
@@ -151,7 +151,7 @@ class EarlyStopping(Callback):
 
     def load_state_dict(self, state: dict[str, Tree]) -> None:
         self.best, self.bad_evaluations = state["best"], state["bad_evaluations"]
-        self.lowest_loss = state.get("lowest_loss")  # a run of an earlier version may be gone on from
+        self.lowest_loss = state["lowest_loss"]
 
 
 def make_callbacks(params: Params) -> dict[str, Callback]:

@@ -29,5 +29,11 @@ class ImportGuard(Callback):
     def on_evaluate(self, state: TrainState, scores: dict[str, float]) -> None:
         self.check()
 
+    def on_log(self, state: TrainState, row: dict[str, float]) -> None:
+        self.check()
+
     def on_step_end(self, state: TrainState) -> None:
+        self.check()
+
+    def on_train_end(self, state: TrainState) -> None:
         self.check()

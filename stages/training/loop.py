@@ -3,55 +3,32 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import IntEnum
-from multiprocessing.connection import wait
 
-import datasets
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
-from transformers import PreTrainedTokenizerBase
 
-from stages.batches.collate import Batch, make_loader
-from stages.batches.plan import BatchPlan, MicroBatch, share
 from stages.batches.randomness import AFTER_BACKWARD
-from stages.batches.tokenized import Task
 from stages.config.schema import Params
-from stages.ground.errors import UserCodeError, UserError, located, user_code
-from stages.ground.signals import StopRequest, ignore_stop_signals
+from stages.ground.errors import UserCodeError, UserError, located, say, user_code
+from stages.ground.signals import StopRequest
 from stages.modeling.buffers import remember_buffers
-from stages.modeling.compute import Compute
-from stages.modeling.losses import Objective
 from stages.modeling.precision import overflow
 from stages.run.recorder import SilentRecorder
-from stages.run.state import Progress, TrainState
-from stages.scoring.scorer import Predictions, Scorer, Stopped, shown
+from stages.run.state import TrainState
+from stages.scoring.scorer import Predictions, Stopped, shown
 from stages.training.callbacks import CallbackList
+from stages.training.endings import Ending, Outcome, Unfinished
+from stages.training.steps import Gradient, Inputs, Step, load_steps
 
 # fp16 starts at 65536 and halves its scale where a gradient overflows: 30 times down to here. Gradients that still do
 # are not too large for the scale, but infinite.
-LOWEST_SCALE = 2.0**-13
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What the loop works on and does not change. `tokenizer` is None where the inputs are features."""
-
-    task: Task
-    train_split: datasets.Dataset
-    tokenizer: PreTrainedTokenizerBase | None
-    plan: BatchPlan
-    total_steps: int
-    objective: Objective
-    scorer: Scorer
-    compute: Compute
+LOWEST_SCALE = 2.0**-14
 
 
 @dataclass(frozen=True)
@@ -67,62 +44,6 @@ class Session:
     stop: StopRequest
 
 
-class Outcome(IntEnum):
-    """How a start of train can end; the number is its exit code."""
-
-    COMPLETE = 0
-    STOPPED = 1
-    DIVERGED = 2
-
-
-@dataclass(frozen=True)
-class Ending:
-    """How training ended: `line` says it to people where the run is not complete. `alone`: of several processes only
-    this one knows, so that the others are not to be waited for."""
-
-    outcome: Outcome
-    line: str = ""
-    alone: bool = False
-
-
-class Unfinished(UserError):
-    """A step or an evaluation cannot be done, so training ends here; nothing of it counts."""
-
-    def __init__(self, ending: Ending) -> None:
-        super().__init__(ending.line)
-        self.ending = ending
-
-
-@dataclass(frozen=True)
-class Step:
-    """One optimizer step: its `number`, from 1; `rows`, the positions in train of all its rows; and this process's
-    micro-batches with their batches, on the CPU."""
-
-    number: int
-    rows: list[int]
-    mine: list[tuple[MicroBatch, Batch]]
-
-
-@dataclass(frozen=True)
-class Gradient:
-    """What a step's backward passes left: `loss`, the mean over its rows, the gradient's `norm` before clipping, and
-    whether it `overflowed` in fp16, whose scaler then skips the step and lowers its scale."""
-
-    loss: float
-    norm: float
-    overflowed: bool
-
-    @classmethod
-    def read(cls, measured: Tensor) -> Gradient:
-        """Wait for what `accumulate` returned: the one wait for the device in a step."""
-        loss, norm, overflowed = measured.tolist()
-        return cls(loss, norm, bool(overflowed))
-
-    @property
-    def is_usable(self) -> bool:
-        return math.isfinite(self.loss) and (math.isfinite(self.norm) or self.overflowed)
-
-
 def train(session: Session) -> Ending:
     """Train until the last step, until a callback ends the run, or a stop request.
 
@@ -135,12 +56,11 @@ def train(session: Session) -> Ending:
     """
     state, callbacks = session.state, session.callbacks
     steps = load_steps(session.inputs, state.progress, session.params.train.num_workers)
-    state.parallel.start()
-    callbacks.on_train_begin()
-    state.model.train()
-
     ending: Ending | None = None
+    state.parallel.start()
     try:
+        callbacks.on_train_begin()
+        state.model.train()
         upcoming = next(steps, None)
         while (ending := at_boundary(session)) is None:
             assert upcoming is not None, "the plan ends before the last step"
@@ -155,6 +75,10 @@ def train(session: Session) -> Ending:
         ending = error.ending
     except UserCodeError:  # of a callback, in the middle of things: the next start tells it of them again
         session.recorder.settle()
+        raise
+    except RuntimeError as error:
+        if session.inputs.compute.world.is_loss(error):
+            session.recorder.finish()  # of the processes only one failed, and left this one the state before the step
         raise
     finally:
         state.parallel.stop()
@@ -220,7 +144,7 @@ def take_step(gradient: Gradient, step: Step, session: Session) -> None:
     """Callbacks, optimizer, schedule, and the row of plots/train.tsv where one is due."""
     state, callbacks = session.state, session.callbacks
     progress = state.progress
-    where = f"{_where(step)}; the last checkpoint counts"
+    where = f"{step.where}; the last checkpoint counts"
     if not gradient.overflowed:
         session.inputs.compute.seed_at(step.number, AFTER_BACKWARD)
         with located(where, UserCodeError):
@@ -235,11 +159,11 @@ def take_step(gradient: Gradient, step: Step, session: Session) -> None:
     progress.count(gradient.loss, rows=len(step.rows))
     progress.overflows = progress.overflows + 1 if gradient.overflowed else 0
     if progress.overflows == 1 and session.inputs.compute.world.is_main:
-        _say(f"fp16: the gradient of step {step.number} overflowed, so the step is skipped and the scale halved")
+        say(f"fp16: the gradient of step {step.number} overflowed, so the step is skipped and the scale halved")
     with located(where, UserCodeError):
         callbacks.on_step_end()
-    if progress.step % session.params.train.logging_steps == 0 or progress.step == session.inputs.total_steps:
-        callbacks.on_log(state.close_window(learning_rate, gradient.norm))
+        if progress.step % session.params.train.logging_steps == 0 or progress.step == session.inputs.total_steps:
+            callbacks.on_log(state.close_window(learning_rate, gradient.norm))
 
 
 def agree(session: Session, due: bool) -> tuple[bool, bool]:
@@ -279,7 +203,7 @@ def untouched_unless_done(step: Step, session: Session) -> Iterator[None]:
         put_buffers_back()
         if error.__cause__ is not None and session.inputs.compute.world.is_loss(error.__cause__):
             raise error.__cause__ from None
-        line = f"{error}; {_where(step)}; the state before it is saved"
+        line = f"{error}; {step.where}; the state before it is saved"
         raise Unfinished(Ending(Outcome.DIVERGED, line, alone=True)) from error
 
 
@@ -291,7 +215,7 @@ def require_usable(gradient: Gradient, step: Step, state: TrainState) -> None:
     advice = "a lower train.learning_rate, more warmup_steps, max_grad_norm 1.0, or precision fp32"
     broken = _first_broken(state)
     if broken is None:
-        line += f"{_where(step)}; the state before it is saved: look at the rows, or try {advice}"
+        line += f"{step.where}; the state before it is saved: look at the rows, or try {advice}"
     else:
         line += (
             f"the state itself holds NaN, infinity or as good as that ({broken}), since step {state.progress.step} at "
@@ -306,7 +230,7 @@ def require_progress(session: Session) -> None:
     if not progress.overflows:
         return
     nothing_at_all = progress.overflows == progress.step == session.inputs.total_steps
-    if nothing_at_all or scaler.get_scale() < LOWEST_SCALE:
+    if nothing_at_all or scaler.get_scale() <= LOWEST_SCALE:
         first = progress.step - progress.overflows + 1
         line = (
             f"fp16: the gradient of every step from {first} to {progress.step} overflowed, down to a scale of "
@@ -339,34 +263,6 @@ def evaluate(session: Session) -> None:
     session.callbacks.on_evaluate(scores)
 
 
-def load_steps(inputs: Inputs, progress: Progress, num_workers: int) -> Iterator[Step]:
-    """The steps from the next one to the last, with this process's share of their batches. Raises Unfinished: a process
-    that collates them has died."""
-    device, rank, size = inputs.compute.device, inputs.compute.world.rank, inputs.compute.world.size
-    plan = [inputs.plan.steps(progress.step + 1, inputs.total_steps) for _ in range(2)]
-    rows = (micro_batch.rows for step in plan[0] for micro_batch in share(step, rank, size))
-    batches = iter(make_loader(inputs.train_split, rows, inputs.tokenizer, device, num_workers, ignore_stop_signals))
-    workers = multiprocessing.active_children()
-    if num_workers:
-        # The loader's own handler raises wherever the loop is, half-way through a step too; `next` finds out as well.
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for step in plan[1]:
-        try:
-            mine = [(micro_batch, next(batches)) for micro_batch in share(step, rank, size)]
-        except (RuntimeError, OSError, EOFError) as error:
-            if not wait([worker.sentinel for worker in workers], timeout=1):
-                raise  # all of them live
-            for worker in workers:
-                worker.kill()  # they ignore SIGTERM, and may wait for the dead one for ever
-            line = (
-                f"a process that collates batches (train.num_workers is {num_workers}) was killed, as happens where "
-                f"memory runs out; the state after step {progress.step} is saved; run the same command again to go on, "
-                "with fewer num_workers if it happens again"
-            )
-            raise Unfinished(Ending(Outcome.STOPPED, line, alone=True)) from error
-        yield Step(step[0].step, [row for micro_batch in step for row in micro_batch.rows], mine)
-
-
 def _stopped(session: Session) -> Ending:
     signal_name = session.stop.signal.name if session.stop.signal else "a signal to another process"
     return Ending(
@@ -383,9 +279,9 @@ def _doubt_scores(scores: dict[str, float], predictions: Predictions, session: S
         assert predictions.row_losses is not None
         rows = np.flatnonzero(~np.isfinite(predictions.row_losses)).tolist()
         so = ", so it is no candidate" if math.isnan(scores["loss"]) else ""
-        _say(f"warning: the validation loss of step {step} is {scores['loss']}{so}; it is that of rows {shown(rows)}")
+        say(f"warning: the validation loss of step {step} is {scores['loss']}{so}; it is that of rows {shown(rows)}")
     elif math.isnan(scores[metric]):
-        _say(f"warning: {metric} of step {step} is nan (evaluate.metric_for_best_model): the validation loss decides")
+        say(f"warning: {metric} of step {step} is nan (evaluate.metric_for_best_model): the validation loss decides")
 
 
 def _first_broken(state: TrainState) -> str | None:
@@ -395,11 +291,3 @@ def _first_broken(state: TrainState) -> str | None:
         if not bool(torch.isfinite(parameter.detach().square()).all()):
             return name
     return next((name for name, buffer in state.model.named_buffers() if bool(torch.isnan(buffer).any())), None)
-
-
-def _where(step: Step) -> str:
-    return f"its rows of train are {shown(step.rows)}"
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

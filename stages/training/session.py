@@ -22,8 +22,8 @@ from stages.run.history import History
 from stages.run.state import TrainState
 from stages.scoring.scorer import Scorer
 from stages.training.callbacks import make_callbacks
-from stages.training.loop import Inputs
 from stages.training.optim import freeze, make_optimizer, make_schedule
+from stages.training.steps import Inputs
 
 
 def load_inputs(params: Params, compute: Compute) -> Inputs:

@@ -23,7 +23,7 @@ from stages.config.schema import FACTORY, Params, is_custom
 from stages.ground.errors import UserError, located, quote, user_code
 from stages.modeling import codec
 from stages.modeling.buffers import remember_buffers
-from stages.modeling.build import load_model, save_model
+from stages.modeling.build import extra_state, load_model, save_model
 from stages.modeling.head import head_of
 from stages.modeling.losses import loss_name
 from stages.modeling.parallel import Parallel
@@ -31,7 +31,7 @@ from stages.modeling.world import World
 from stages.run.state import TrainState
 from stages.scoring.scorer import Scorer
 from stages.tasks.base import Kind
-from stages.training.loop import Inputs
+from stages.training.steps import Inputs
 
 SHOWN_CHARACTERS = 160
 # What only changes a tensor's shape, type or place in the graph that autograd records.
@@ -47,9 +47,8 @@ def preflight(state: TrainState, inputs: Inputs, params: Params, say: Callable[[
             train, tensors on several devices, a callback state that no checkpoint can hold, or a metric that fails.
     """
     model, compute, task = state.model, inputs.compute, inputs.task
-    extra = {name: value for name, value in model.state_dict().items() if not isinstance(value, Tensor)}
+    extra_state(model)
     for what, tree in (
-        ("model.source", extra),
         ("train.callbacks", {name: callback.state_dict() for name, callback in state.callbacks.items()}),
         ("train.lr_scheduler_type", state.schedule.scheduler.state_dict()),
     ):

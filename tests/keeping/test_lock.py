@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +42,15 @@ class Other:
     def hold(self, seconds: float, path: Path, text: str) -> None:
         path.write_text(text)
         self.until = self.now + seconds
+
+
+def test_disk_that_knows_no_locks_is_no_other_process(lock: Lock, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(module.fcntl, "lockf", no_locks)
+    with pytest.raises(UserError, match=r"this disk knows no locks \(No locks available\); set HOLDFAST_RUNS"):
+        lock.acquire()
 
 
 @pytest.fixture

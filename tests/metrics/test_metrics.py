@@ -15,26 +15,12 @@ import sklearn.metrics as sk
 from numpy.typing import NDArray
 
 from stages.batches.tokenized import Task
-from stages.config.schema import EvaluateParams
 from stages.modeling.head import decide, probabilities
 from stages.scoring.scores import score
 from tests.support.project import ROOT
+from tests.support.tasks import make_params, make_task
 
 KEYWORDS: dict[str, Any] = {"zero_division": 0.0}
-
-
-def make_task(task: str, classes: int = 0) -> Task:
-    return Task(task, tuple(f"class {i}" for i in range(classes)), ("text",), (), "label", ("input_ids",))
-
-
-def make_params(*metrics: str, best: str = "loss", threshold: float = 0.5) -> EvaluateParams:
-    return EvaluateParams(
-        metrics=list(metrics),
-        metric_for_best_model=best,
-        greater_is_better=None if best == "loss" else True,
-        eval_batch_size=8,
-        threshold=threshold,
-    )
 
 
 def check(task: Task, logits: NDArray[Any], labels: NDArray[Any], expected: dict[str, float], threshold: float) -> None:

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from tests.support.fork_server import fork_server
 from tests.support.project import Checkout
-from tests.support.train_stage import SAVES, TRAIN_OUTS, executed_steps, train
+from tests.support.train_stage import SAVES, TRAIN_OUTS, executed_steps, saved_steps, train
 
 # Three micro-batches in an epoch's last step, of which there are two: fewer than four processes.
 SHAPE: dict[str, dict[str, Any]] = {
@@ -257,3 +257,18 @@ def test_finished_run_is_published_by_the_main_process_and_all_end(prepared: Cal
     shutil.rmtree(checkout.folder / "models")
     assert "nothing to train" in train_in(2, checkout)
     assert checkout.digests(*TRAIN_OUTS) == expected
+
+
+def test_failure_of_one_process_alone_costs_no_step_that_was_done(prepared: Callable[..., Checkout]) -> None:
+    own = {"loss": "stages.custom.own:fails_in_rank_1", "class_weights": None}
+    params = {**SHAPE, "train": {**SHAPE["train"], **own, "launcher": launcher(2), "save_steps": 100}}
+    checkout, reference = prepared(params), prepared(params)
+    outputs = train_side_by_side([checkout] * 2, code=2, FAILS="yes")
+    step = saved_steps(checkout)[0]
+    assert "another process of this job ended" in outputs[0]
+    assert f"step {step + 1} fails in the model or the loss: LookupError: no such word" in outputs[1]
+    assert step > 1
+    train_in(2, checkout)
+    train_in(2, reference)
+    assert executed_steps(checkout) == [0, step]
+    assert checkout.digests(*TRAIN_OUTS) == reference.digests(*TRAIN_OUTS)

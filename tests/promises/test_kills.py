@@ -24,6 +24,7 @@ import pytest
 
 from stages.ground.disk import remove
 from stages.keeping.folder import RunFolder
+from tests.support.damage import flip
 from tests.support.project import ROOT, Checkout
 from tests.support.train_stage import (
     EARLY_STOPPING,
@@ -269,13 +270,11 @@ def test_other_library_version_goes_on_and_is_counted(prepared: Callable[..., Ch
     assert json.loads((checkout.folder / "metrics/train.json").read_text())["environments"] == 2
 
 
-def flip_a_bit(checkout: Checkout, pattern: str) -> Path:
-    """In the newest file of the run that matches."""
+def flip_newest(checkout: Checkout, pattern: str) -> Path:
+    """Flip a bit in the newest file of the run that matches."""
     (run,) = checkout.runs()
     path = max(run.glob(pattern))
-    content = bytearray(path.read_bytes())
-    content[len(content) // 3] ^= 4
-    path.write_bytes(content)
+    flip(path)
     return path
 
 
@@ -294,7 +293,7 @@ def test_damage_in_a_killed_run_costs_the_damaged_file_alone(
     checkout, reference = prepared({}), prepared({})
     train(reference)
     die_at(checkout, LATE)
-    damaged = flip_a_bit(checkout, pattern)
+    damaged = flip_newest(checkout, pattern)
     output = train(checkout)
     assert said in output
     assert damaged.name in output
@@ -316,7 +315,7 @@ def test_damage_in_a_finished_run_never_reaches_what_is_published(
     checkout = prepared({})
     train(checkout)
     expected = checkout.digests(*TRAIN_OUTS)
-    flip_a_bit(checkout, pattern)
+    flip_newest(checkout, pattern)
     for out in ("models", "plots", "metrics/train.json"):
         remove(checkout.folder / out)
     assert said in train(checkout)

@@ -206,7 +206,7 @@ EDITS: list[tuple[str, str, str, set[str]]] = [
     ("stages/data/statistics.py", "(50, 90, 99)", "(50, 95, 99)", {"tokenize"}),
     ("stages/batches/plan.py", "no batch plan there", "no plan", {"build_loaders", "train", "evaluate", "select_best"}),
     ("stages/watching/loggers.py", "training goes on without it", "it is left out", {"train"}),
-    ("stages/training/loop.py", "LOWEST_SCALE = 2.0**-13", "LOWEST_SCALE = 2.0**-12", {"train"}),
+    ("stages/training/loop.py", "LOWEST_SCALE = 2.0**-14", "LOWEST_SCALE = 2.0**-12", {"train"}),
     ("stages/run/saver.py", "FIRST_SECONDS = 1.0", "FIRST_SECONDS = 2.0", {"train"}),
     ("stages/report/html.py", "FEW_CLASSES = 6", "FEW_CLASSES = 7", {"select_best"}),
     ("stages/custom/own.py", "class StopAt", "class Stopper", {"train", "evaluate", "select_best"}),

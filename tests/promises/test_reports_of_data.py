@@ -187,6 +187,10 @@ TAKEN: dict[str, tuple[dict[str, Write], dict[str, int], list[str]]] = {
     "Test": ({"train.csv": text(TRAIN), "dev.csv": text(DEV), "Test.csv": text(DEV)}, {"test": 1}, ["Test.csv"]),
     "eval": ({"train.csv": text(TRAIN), "dev.csv": text(DEV), "eval.csv": text(DEV)}, {"test": 1},
              ["test: 'data/in/eval.csv'"]),
+    "as on the Hub, and more": (
+        {"data/train.csv": text(TRAIN), "data/dev.csv": text(DEV), "data/notes.csv": text(DEV), "test.csv": text(DEV)},
+        {"train": 20, "validation": 1}, ["'test.csv'", "'data/notes.csv'"],
+    ),
     "a word in a name": ({"mrpc-train.csv": text(TRAIN), "mrpc_dev_v2.csv": text(DEV)},
                          {"train": 20, "validation": 1}, []),
     "one shard": (

@@ -1,4 +1,4 @@
-"""What public reports and an attack found of models, their folders, params.yaml and scores.
+"""What public reports and an attack found of models and their folders.
 
 An input a row, and the line or the value that is right.
 """
@@ -8,14 +8,11 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
-import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -24,29 +21,19 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoMod
 
 from stages.batches.tokenized import Task
 from stages.config.pretrained import resolve_model
-from stages.config.read import load_params, read_yaml
+from stages.config.read import read_yaml
 from stages.config.schema import ModelParams, TrainParams
 from stages.data.encode import load_config, load_tokenizer
-from stages.ground.errors import UserError
 from stages.keeping.identity import LOADED, _loaded
 from stages.modeling import codec
 from stages.modeling.buffers import remember_buffers
 from stages.modeling.build import build_model, load_model, save_model
 from stages.modeling.head import head_of
 from stages.modeling.losses import make_objective
-from stages.report.figures import candidates_figure, curves_figure, scatter_figure
-from tests.support.project import ROOT
+from tests.support.project import ROOT, line_of
 
 CPU = torch.device("cpu")
 Damage = Callable[[Path], object]
-
-
-def line_of(call: Callable[[], object]) -> str:
-    """The one line that `call` ends with."""
-    with pytest.raises(UserError) as error:
-        call()
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 # Who may run code: a folder that is loaded.
@@ -318,84 +305,6 @@ def test_shards_in_a_folder_below_are_loaded_and_part_of_the_identity(tiny_model
 # Broken parameters.
 
 
-def replaced(old: str, new: str) -> str:
-    found = (ROOT / "params.yaml").read_text(encoding="utf-8")
-    assert old in found
-    return found.replace(old, new, 1)
-
-
-def added(lines: str) -> str:
-    return (ROOT / "params.yaml").read_text(encoding="utf-8") + lines
-
-
-LEVELS = range(9)
-LAUGHS = "a0: &a0 [ha, ha]\n" + "".join(f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 10)}]\n" for i in LEVELS)
-MERGED = "a0: &a0 {k: v}\n" + "".join(f"a{i + 1}: &a{i + 1} {{<<: [{', '.join([f'*a{i}'] * 10)}]}}\n" for i in LEVELS)
-
-
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        (added(LAUGHS), "aliases stand for more than 100,000 values"),
-        (added(MERGED), "aliases stand for more than 100,000 values"),
-        (replaced("kwargs: {}", "kwargs: &x {a: *x}"), "params.yaml:23: the alias *x stands for what contains it"),
-        (replaced("kwargs: {}", "kwargs: &x {<<: *x}"), "the alias *x stands for what contains it"),
-        (replaced("feature_columns: []", "feature_columns: &x [*x]"), "the alias *x stands for what contains it"),
-        (replaced("kwargs: {}", "kwargs: {a: *x}"), "undefined alias"),
-        (added("a: " + "[" * 20_000), "nested deeper than 50 levels"),
-        (replaced("kwargs: {}", "kwargs: " + "{a: " * 60 + "1" + "}" * 60), "nested deeper than 50 levels"),
-        (replaced("batch_size: 16", "batch_size: " + "9" * 5000), ": a number of 5000 digits"),
-        (replaced("batch_size: 16", "batch_size: 0x" + "f" * 5000), "a number of 5002 digits"),
-        (replaced("kwargs: {}", "kwargs: {a: -" + "9" * 5000 + "}"), "a number of 5001 digits"),
-        (replaced("learning_rate: 1e-4", "learning_rate: " + "1" * 400), "a number of 400 digits"),
-        (replaced("batch_size: 16", f"batch_size: {2**63}"), "batch_size is 9223372036854775808; it should"),
-        (replaced("batch_size: 16", f"batch_size: {2**40}"), "less than or equal to 2147483647"),
-        (replaced("eval_batch_size: ", f"eval_batch_size: {2**40}  # "), "less than or equal to 2147483647"),
-        (replaced("max_steps: ", f"max_steps: {2**70} #"), "less than or equal to 9223372036854775807"),
-        (replaced("kwargs: {}", "kwargs: {a: 2020-01-01}"), "model.kwargs: the keyword 'a' holds datetime.date("),
-        (replaced("kwargs: {}", "kwargs: {a: 2001-13-45}"), "month must be in 1..12"),
-        (replaced("kwargs: {}", "kwargs: {a: [.nan]}"), "model.kwargs: the keyword 'a' holds nan"),
-        (replaced("kwargs: {}", "kwargs: {a: !!set {b}}"), "the keyword 'a' holds {'b'}"),
-        (replaced("kwargs: {}", "kwargs: {a: !!int b}"), "invalid literal for int()"),
-        (replaced("kwargs: {}", "kwargs: {a: !!python/object/apply:os.system [b]}"), "could not determine a"),
-        (replaced("path: data/sample", r'path: "a\0b"'), "holds a NUL"),
-        (added("1: 2\n"), "1 is no key"),
-    ],
-)  # fmt: skip
-def test_parameters_that_would_take_for_ever_or_fit_nothing_are_one_line_at_once(
-    content: str, expected: str, tmp_path: Path
-) -> None:
-    path = tmp_path / "params.yaml"
-    path.write_text(content, encoding="utf-8")
-    began = time.process_time()
-    assert expected in line_of(lambda: load_params(path))
-    assert time.process_time() - began < 1
-
-
-def test_aliases_as_people_use_them_are_followed(tmp_path: Path) -> None:
-    path = tmp_path / "params.yaml"
-    content = replaced("seed: 0", "seed: &seed 7").replace("seed: 0", "seed: *seed")
-    path.write_text(content.replace("kwargs: {}", "kwargs: &none {}", 1).replace("_kwargs: {}", "_kwargs: *none"))
-    params = load_params(path)
-    assert (params.data.seed, params.build_loaders.seed, params.train.seed) == (7, 7, 7)
-
-
-# Scores beyond any axis.
-
-HUGE = [float("inf"), float("-inf"), float("nan"), 1e308, -1e308, 5e-324]
-
-
-@pytest.mark.parametrize("score", HUGE)
-def test_score_beyond_any_axis_leaves_the_charts_whole(score: float) -> None:
-    steps = {f"step-0000000{step}": {"m": value} for step, value in enumerate((score, -score, 0.5), start=1)}
-    assert candidates_figure(steps, "m", "step-00000001") != candidates_figure({**steps, "step-00000003": {"m": 0.9}},
-                                                                                "m", "step-00000001")  # fmt: skip
-    values = [score, -score, 0.5]
-    train = pd.DataFrame({"step": [1, 2, 3], "loss": values, "learning_rate": values})
-    curves_figure(train, pd.DataFrame({"step": [1, 2, 3], "loss": values, "m": values}), "m", 1)
-    scatter_figure(np.array(values), np.array(values[::-1]))
-
-
 # What a loaded model brings is compared with tokenizer and data.
 
 NAMES = ("negative", "neutral", "positive")
@@ -593,6 +502,22 @@ def test_look_at_a_model_leaves_its_extra_state_as_it_was() -> None:
     model.extra["t"] += 1
     put_back()
     assert model.extra["t"].tolist() == [1, 1]
+
+
+class Named(nn.Module):
+    """Has a layer by the name that extra states are kept under."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.extra_state = nn.Linear(3, 2)
+
+
+def test_layer_called_extra_state_is_a_layer(tmp_path: Path) -> None:
+    params = ModelParams(source=f"factory:{Named.__module__}:Named", revision=None, kwargs={})
+    model = build_model(params, None, HEAD, 0)
+    save_model(model, tmp_path, params)
+    loaded = load_model(tmp_path, CPU, params.source, {})
+    assert torch.equal(loaded.state_dict()["extra_state.weight"], model.state_dict()["extra_state.weight"])
 
 
 def test_complex_parameters_are_trained() -> None:

@@ -100,3 +100,17 @@ def test_confusion_without_rows_can_be_drawn() -> None:
 )
 def test_any_numbers_can_be_drawn(label: list[float], prediction: list[float]) -> None:
     assert scatter_figure(np.array(label), np.array(prediction)).startswith(b"\x89PNG")
+
+
+HUGE = [float("inf"), float("-inf"), float("nan"), 1e308, -1e308, 5e-324]
+
+
+@pytest.mark.parametrize("score", HUGE)
+def test_score_beyond_any_axis_leaves_the_charts_whole(score: float) -> None:
+    steps = {f"step-0000000{step}": {"m": value} for step, value in enumerate((score, -score, 0.5), start=1)}
+    assert candidates_figure(steps, "m", "step-00000001") != candidates_figure({**steps, "step-00000003": {"m": 0.9}},
+                                                                                "m", "step-00000001")  # fmt: skip
+    values = [score, -score, 0.5]
+    train = pd.DataFrame({"step": [1, 2, 3], "loss": values, "learning_rate": values})
+    curves_figure(train, pd.DataFrame({"step": [1, 2, 3], "loss": values, "m": values}), "m", 1)
+    scatter_figure(np.array(values), np.array(values[::-1]))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from stages.ground.errors import UserError
 from stages.run.candidates import Candidates
 from stages.run.checkpoint import Checkpoints
 from stages.run.recorder import Recorder, SilentRecorder
@@ -115,6 +116,24 @@ def test_silent_recorder_takes_part_in_every_save_and_writes_nothing(tmp_path: P
     recorder.finish()
     assert taken == [2, 3]
     assert list(tmp_path.iterdir()) == []
+
+
+class Raises:
+    """A callback whose author made a mistake."""
+
+    def state_dict(self) -> dict[str, Any]:
+        raise KeyError("count")
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def test_mistake_in_the_state_of_a_callback_is_one_line(tmp_path: Path) -> None:
+    state = make_state()
+    state.callbacks = {"0 own:Raises": Raises()}
+    recorder, _ = make_recorder(tmp_path, state)
+    take_steps(state, 3)
+    with pytest.raises(UserError, match=r"Raises.state_dict: KeyError: 'count'"):
+        recorder.save()
 
 
 def test_failed_save_stops_the_next_boundary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

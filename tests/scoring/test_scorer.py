@@ -102,7 +102,7 @@ def test_batches_stay_within_a_window_in_the_order_of_the_split(monkeypatch: pyt
     monkeypatch.setattr(scorer, "WINDOW_ROWS", 20)
     monkeypatch.setattr(scorer, "lengths", lambda rows: np.arange(50) % 7)
     rows = split(50)
-    batches = Scorer(rows, None, make_objective(train_params(), TASK, rows, CPU), 8, Compute(CPU)).batches()
+    batches = Scorer(rows, None, make_objective(train_params(), TASK, rows, CPU), 8, Compute(CPU)).batches
     assert [len(batch) for batch in batches] == [8, 8, 4, 8, 8, 4, 8, 2]
     assert sorted(row for batch in batches for row in batch) == list(range(50))
     assert {row // 20 for row in batches[2]} == {0} and {row // 20 for row in batches[3]} == {1}

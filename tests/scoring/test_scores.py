@@ -12,26 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.batches.tokenized import Task
-from stages.config.schema import EvaluateParams
 from stages.ground.errors import UserError
 from stages.scoring import scores as scoring
 from stages.scoring.scores import score
-
-
-def make_task(task: str, classes: int = 0) -> Task:
-    return Task(task, tuple(f"class {i}" for i in range(classes)), ("text",), (), "label", ("input_ids",))
-
-
-def make_params(*metrics: str, best: str = "loss", threshold: float = 0.5) -> EvaluateParams:
-    return EvaluateParams(
-        metrics=list(metrics),
-        metric_for_best_model=best,
-        greater_is_better=None if best == "loss" else True,
-        eval_batch_size=8,
-        threshold=threshold,
-    )
-
+from tests.support.tasks import make_params, make_task
 
 TASK = make_task("classification", 2)
 LOGITS = np.array([[0, 1], [0, 2], [1, 0], [0, 3]], np.float32)

@@ -14,12 +14,15 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from stages.config.read import read_yaml
+from stages.ground.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 SENTENCE = "the cat sat on a mat and sang in the good red tree dog ran under blue bird is not bad was fine"
@@ -82,11 +85,10 @@ class Checkout:
         shutil.copytree(tiny_model, folder / "tiny")
         self.set_params(params)
         text = (folder / "dvc.yaml").read_text()
-        for stage in ("tokenize", "train"):
-            text = text.replace(f"exec python -m stages.{'launch' if stage == 'train' else stage}\n    deps:\n", "{}")
-            text = text.replace(
-                "{}", f"exec python -m stages.{'launch' if stage == 'train' else stage}\n    deps:\n      - tiny\n"
-            )
+        for module in ("tokenize", "launch"):
+            head = f"exec python -m stages.{module}\n    deps:\n"
+            assert head in text
+            text = text.replace(head, f"{head}      - tiny\n")
         (folder / "dvc.yaml").write_text(text)
         for split, rows in (("train", 84), ("validation", 20), ("test", 20)):
             self.write_split(split, rows)
@@ -203,3 +205,11 @@ class Checkout:
         """The events of the only run."""
         (run,) = self.runs()
         return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines() if line.startswith("{")]
+
+
+def line_of(call: Callable[[], object]) -> str:
+    """The one line that `call` ends with."""
+    with pytest.raises(UserError) as error:
+        call()
+    assert "\n" not in str(error.value)
+    return str(error.value)

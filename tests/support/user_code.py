@@ -240,6 +240,15 @@ def signals_rank_1(logits: Tensor, labels: Tensor) -> Tensor:
     return functional.cross_entropy(logits, labels, reduction="none")
 
 
+def fails_in_rank_1(logits: Tensor, labels: Tensor) -> Tensor:
+    """As a row might that the second process alone has, in its fifth call in training."""
+    if os.environ.get("RANK") == "1" and torch.is_grad_enabled() and "FAILS" in os.environ:
+        CALLS.append(1)
+        if len(CALLS) == 9:
+            raise LookupError("no such word")
+    return functional.cross_entropy(logits, labels, reduction="none")
+
+
 class SignalsRank1(Callback):
     """Asks the second process alone to stop, after a step."""
 
