@@ -72,6 +72,12 @@ def tokenize(params: Params, out: Path, cache: Path) -> dict[str, Any]:
             f"warning: {source.where['train']}: column {quote(data.label_column)} holds {listing(group)}, which are "
             "separate classes; give one class one spelling, or name all of them in data.label_names"
         )
+    missing = labels.looks_missing(names) if data.label_names is None else []
+    if missing:
+        _say(
+            f"warning: {source.where['train']}: column {quote(data.label_column)} holds {listing(missing)}, a class of "
+            "its own; if that stands for a missing value, remove those rows, else name it in data.label_names"
+        )
     if "validation" not in source.splits:
         source = labels.cut_validation(source, data, names, cache)
         _say(f"{source.where['train']}: no validation split; cut {data.validation_size} of train off for it")
@@ -127,12 +133,16 @@ def _text_encoder(params: Params, out: Path) -> TextEncoder:
     tokenizer = encode.load_tokenizer(folder, source)
     config = encode.load_config(model, params.model.source) if model else None
     inputs = encode.model_inputs(params.data.kind, config, tokenizer)
+    encode.require_ids(inputs, tokenizer, source)
     advice = "write null for the model's own tokenizer"
     if own is None:
         advice = "give the model an embedding for each (resize_token_embeddings) and save both again"
     encode.check_vocabulary(source, config, tokenizer, advice)
-    line = encode.set_pad_token(tokenizer, params.tokenize.pad_token, source, config)
-    if line:
+    lines = (
+        encode.set_pad_token(tokenizer, params.tokenize.pad_token, source, config),
+        encode.set_padding_side(tokenizer, source, config),
+    )
+    for line in filter(None, lines):
         _say(line)
     encode.check_max_length(max_length, config, tokenizer, pair=len(params.data.text_columns) == 2)
     refused, advice = encode.settle_special_tokens(tokenizer, params.tokenize.split_special_tokens, config)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import datasets
 import pyarrow as pa
 import transformers
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, BatchEncoding, PreTrainedTokenizerBase
 
 from stages.batches.tokenized import FEATURES
 from stages.config.pretrained import require_whole_model, require_whole_tokenizer
@@ -83,6 +83,26 @@ def model_inputs(kind: Kind, config: Any | None, tokenizer: PreTrainedTokenizerB
     return [name for name in tokenizer.model_input_names if name in takes]
 
 
+def require_ids(inputs: Sequence[str], tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+    """Refuse a tokenizer whose `model_input_names` leave out what the model reads. Raises UserError."""
+    if "input_ids" not in inputs:
+        raise UserError(
+            f"{source}: its tokenizer makes {listing(tokenizer.model_input_names)} (model_input_names in "
+            "tokenizer_config.json), but a model of text reads 'input_ids'; name that there, too"
+        )
+
+
+def set_padding_side(tokenizer: PreTrainedTokenizerBase, source: str, config: Any | None) -> str | None:
+    """Pad on the right, whatever the tokenizer's folder says (left, for generating); a line where that is another side.
+    Most models count positions from the left, so that padding there moves a row's words; the heads of decoders look for
+    the last token that is no padding. One that reads the last, as XLNet's, or one of the user's own is left as it is.
+    """
+    if config is None or getattr(config, "summary_type", None) == "last" or tokenizer.padding_side == "right":
+        return None
+    tokenizer.padding_side = "right"
+    return f"{source}: its tokenizer pads on the left, which moves the positions of a row's words; the right is taken"
+
+
 def set_pad_token(
     tokenizer: PreTrainedTokenizerBase, wanted: str | None, source: str, config: Any | None
 ) -> str | None:
@@ -126,7 +146,8 @@ def _counts_from_padding(config: Any | None) -> bool:
     mapping: Any = transformers.AutoModel._model_mapping
     if type(config) not in mapping or getattr(config, "position_embedding_type", "absolute") != "absolute":
         return False
-    module = vars(inspect.getmodule(mapping[type(config)]))
+    known = mapping[type(config)]
+    module = vars(inspect.getmodule(known[0] if isinstance(known, tuple) else known))
     name = "create_position_ids_from_input_ids"
     return name in module or any(hasattr(thing, name) for thing in module.values() if inspect.isclass(thing))
 
@@ -136,6 +157,12 @@ def check_vocabulary(source: str, config: Any, tokenizer: PreTrainedTokenizerBas
     size = getattr(config, "vocab_size", None)
     if isinstance(size, int) and len(tokenizer) > size:
         raise UserError(f"{source}: its tokenizer has {len(tokenizer)} tokens, but model.source has {size}; {advice}")
+    # A vocabulary may have holes.
+    token, last = max(tokenizer.get_vocab().items(), key=lambda entry: entry[1], default=("", 0))
+    if isinstance(size, int) and last >= size:
+        raise UserError(
+            f"{source}: its tokenizer gives {quote(token)} the id {last}, but model.source has {size} tokens; {advice}"
+        )
 
 
 def check_max_length(max_length: int, config: Any | None, tokenizer: PreTrainedTokenizerBase, *, pair: bool) -> None:
@@ -238,16 +265,11 @@ class TextEncoder:
 
     def __call__(self, raw: pa.Table, origin: Origin, position: int) -> dict[str, pa.Array]:
         texts = [raw[column].to_pylist() for column in self.columns]
-        encoded = self.tokenizer(
-            *texts,
-            truncation=True,
-            max_length=self.max_length,
-            padding=False,
-            return_token_type_ids="token_type_ids" in self.inputs,
-            return_attention_mask="attention_mask" in self.inputs,
-            verbose=False,
-        )
-        self._refuse_empty(encoded["input_ids"], origin, position)
+        try:
+            encoded = self._encode(texts)
+        except Exception as error:  # of one row, which `tokenizers` does not name
+            raise self._unreadable(texts, origin, position, error) from None
+        self._refuse_empty(encoded.encodings or (), origin, position)
         self._refuse_special(texts, origin, position)
         # What was cut off is the encoding's overflow: exact, and no second pass. A shorter row cannot have any.
         truncated = [
@@ -257,15 +279,38 @@ class TextEncoder:
         lists = {name: pa.array(encoded[name], self.features[name].pa_type) for name in self.inputs}
         return {**lists, TRUNCATED: pa.array(truncated)}
 
-    def _refuse_empty(self, rows: list[list[int]], origin: Origin, position: int) -> None:
-        for row, ids in enumerate(rows):
-            if not ids:
-                columns = " and ".join(map(quote, self.columns))
-                raise UserError(
-                    f"{origin.row(position + row)}, column {columns} becomes no token at all: the tokenizer knows "
-                    "nothing in it, and has no token for what it does not know; change the text, remove the row, or "
-                    "name another tokenizer in tokenize.tokenizer"
+    def _encode(self, texts: list[list[str]]) -> BatchEncoding:
+        return self.tokenizer(
+            *texts,
+            truncation=True,
+            max_length=self.max_length,
+            padding=False,
+            return_token_type_ids="token_type_ids" in self.inputs,
+            return_attention_mask="attention_mask" in self.inputs,
+            verbose=False,
+        )
+
+    def _unreadable(self, texts: list[list[str]], origin: Origin, position: int, error: Exception) -> UserError:
+        for row, cells in enumerate(zip(*texts, strict=True)):
+            try:
+                self._encode([[cell] for cell in cells])
+            except Exception as found:
+                return UserError(
+                    f"{origin.row(position + row)}: the tokenizer fails at this row: {reason(found)}; change the text, "
+                    "or mend the tokenizer"
                 )
+        return UserError(f"{origin}: the tokenizer fails: {reason(error)}")
+
+    def _refuse_empty(self, encodings: Sequence[Any], origin: Origin, position: int) -> None:
+        for row, encoding in enumerate(encodings):
+            found = set(encoding.sequence_ids)  # of a special token it is None
+            for number, column in enumerate(self.columns):
+                if number not in found:
+                    raise UserError(
+                        f"{origin.row(position + row)}, column {quote(column)} becomes no token at all: the tokenizer "
+                        "knows nothing in it (it may be of signs that are not seen); change the text, remove the row, "
+                        "or name another tokenizer in tokenize.tokenizer"
+                    )
 
     def _refuse_special(self, texts: list[list[str]], origin: Origin, position: int) -> None:
         if not self.refused:

@@ -46,6 +46,8 @@ SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", PARQUET, ".ndjson")
 UNPACKED_BY: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 # What a damaged archive raises, beside OSError.
 UNPACKING_ERRORS = (EOFError, zlib.error, lzma.LZMAError)
+# What `save_to_disk` leaves, of several splits or of one: its JSON files are no rows.
+SAVED = ("dataset_dict.json", "state.json", "train/state.json")
 # What lies in a folder of data and is none.
 NO_DATA = re.compile(r"\..*|.*\.(md|dvc)|licen[sc]e.*", re.IGNORECASE)
 # One cell. The csv module's own limit of 128 KiB is shorter than long documents are; without any limit, a quote
@@ -96,6 +98,7 @@ def find_files(path: Path) -> Found:
         if not suffix_of(path):
             raise UserError(f"{is_path}: the name must end with one of {formats}, packed or not (.gz, .bz2, .xz)")
         return Found({"train": (path,)})
+    _refuse_saved(path)
     candidates: dict[str, dict[tuple[str, str], list[Path]]] = defaultdict(lambda: defaultdict(list))
     left: list[str] = []
     entries = sorted(entry for entry in path.iterdir() if not NO_DATA.fullmatch(entry.name))
@@ -133,6 +136,15 @@ def find_files(path: Path) -> Found:
         found = listing([entry.name for entry in entries])
         raise UserError(f"{path}: no train file (train with one of {formats}); the folder holds {found}")
     return Found(splits, tuple(left))
+
+
+def _refuse_saved(path: Path) -> None:
+    for name in SAVED:
+        if (found := next(path.glob(name), None)) is not None:
+            raise UserError(
+                f"{path}: {found.relative_to(path)} says that `datasets` saved it with save_to_disk, which is its own "
+                "format; write each split with to_parquet instead, as train.parquet, validation.parquet, test.parquet"
+            )
 
 
 def _split_of(path: Path) -> str | None:
@@ -214,6 +226,9 @@ def check_delimited(path: Path, columns: Sequence[str]) -> int:
     count = 0
     for line, row in rows:
         _check_width(f"{path}: line {line}", len(row), len(names), DELIMITERS[suffix_of(path)])
+        if len(row) == 1 and row[0].isspace():
+            # pandas takes it for a blank line, and reads a row less.
+            raise UserError(f"{path}: line {line} is only whitespace; remove it")
         count += 1
     if not count:
         raise UserError(f"{path}: no rows below the header")

@@ -28,6 +28,13 @@ from stages.tasks.base import Kind
 
 MAX_CLASSES = 1000
 INTEGER = re.compile(r"[+-]?[0-9]+")
+# Between the parts of a word; a sign before or after it (`-1`, `A-`) is something else.
+JOINED = re.compile(r"(?<=\w)[-_](?=\w)|_")
+QUOTES = "'\"\u2018\u2019\u201c\u201d \t"
+# What pandas, numpy and Python print where there is no value.
+MISSING = ("nan", "NaN", "NAN", "<NA>", "NaT", "None", "null", "NULL", "#N/A", "#NA")
+# Lists as they are printed: what `to_csv` makes of a column of lists.
+LIST_AS_TEXT = re.compile(r"\[\s*(['\"].*['\"]|[0-9][0-9,. ]*)?\s*\]")
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?")
 
 
@@ -84,13 +91,19 @@ def _sorted_names(counts: Counter[str]) -> list[str]:
 
 
 def spelled_alike(names: Sequence[str]) -> list[list[str]]:
-    """Groups of names that are one number (`1`, `1.0`), or one word but for blanks, case or form (`neg`, `Neg `)."""
+    """Groups of names that are one number (`1`, `1.0`), or one word but for blanks, case, form, quotes or what joins
+    its parts (`neg`, `Neg `, `'neg'`; `not_so`, `not-so`)."""
     groups: dict[object, list[str]] = {}
     for name in names:
         seen = (sign for sign in unicodedata.normalize("NFKC", name) if unicodedata.category(sign) != "Cf")
-        word = " ".join("".join(seen).split()).casefold()
+        word = " ".join(JOINED.sub(" ", "".join(seen).strip(QUOTES)).split()).casefold() or name
         groups.setdefault(Decimal(word) if NUMBER.fullmatch(word) else word, []).append(name)
     return [group for group in groups.values() if len(group) > 1]
+
+
+def looks_missing(names: Sequence[str]) -> list[str]:
+    """Those of the names that are, more often than not, a value that is not there."""
+    return [name for name in names if name.strip() in MISSING]
 
 
 def _check_rows(source: Source, split: str, names: list[str] | None, known_from: str) -> Counter[str]:
@@ -104,7 +117,6 @@ def _check_rows(source: Source, split: str, names: list[str] | None, known_from:
     position = 0
     for table in batches(dataset, checked):
         for column in checked:
-            # Of a test split with the column and nothing in it that is what was meant, more often than not.
             advice = ", or remove the column, to predict without labels" if split == "test" else ""
             _check_cells(table[column], where, column, position, advice if column == columns.label else "")
         if columns.label in checked and columns.kind.has_classes:
@@ -150,6 +162,9 @@ def _refuse_odd_list(values: pa.ChunkedArray, where: Origin, column: str, positi
             problem, advice = f"holds {quote(labels)}, with an empty label", "remove it"
         elif len(set(labels)) < len(labels):
             problem, advice = f"holds {quote(labels)}, with a label twice", "write it once"
+        elif LIST_AS_TEXT.fullmatch(",".join(labels)):
+            problem = f"holds {quote(','.join(labels))}, a list that was written as text"
+            advice = "write the labels alone, joined by data.label_separator, or real lists in JSON or Parquet"
         else:
             continue
         raise UserError(f"{where.row(row)}, column {quote(column)} {problem}; {advice}")

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from stages.config.schema import DataParams
 from stages.data import files
 from stages.data.columns import Columns, choose, listing, require_columns, split_labels
-from stages.data.numbers import is_number_type, to_float64
+from stages.data.numbers import is_number_type, is_text_type, to_float64
 from stages.data.origin import Origin
 from stages.data.tables import batch_rows, batches, map_tables
 from stages.ground.errors import UserError, quote
@@ -68,12 +68,18 @@ def _load_files(data: DataParams, cache: Path) -> Source:
     for split in sorted(found.splits, key=lambda split: split != "train"):
         paths = found.splits[split]
         lacks_label = split == "test" and _lacks_label(paths, columns)
-        parts = []
-        secret = split == "test" and not lacks_label
+        names = list(columns.inputs) if lacks_label else columns.names
+        read = []
         for number, path in enumerate(paths):
             with _read(path):
-                names = list(columns.inputs) if lacks_label else columns.names
-                dataset = _load_file(path, columns, names, cache / f"read-{split}-{number}")
+                read.append(_load_file(path, columns, names, cache / f"read-{split}-{number}"))
+        why = f"no column {quote(columns.label)}" if lacks_label else None
+        if split == "test" and not lacks_label and all(_is_blank(dataset, columns) for dataset in read):
+            why = f"column {quote(columns.label)} is empty in every row"
+            read = [dataset.select_columns(list(columns.inputs)) for dataset in read]
+        parts = []
+        secret = split == "test" and why is None
+        for number, (path, dataset) in enumerate(zip(paths, read, strict=True)):
             if split == "train" and not number:
                 class_names = _class_names(dataset, data.label_column)
             # An id that stands for no class becomes null; a cell that is null is a mistake.
@@ -83,7 +89,6 @@ def _load_files(data: DataParams, cache: Path) -> Source:
         where[split] = Origin([(str(path), part.num_rows) for path, part in zip(paths, parts, strict=True)])
         if len(parts) > 1 or (Path(data.path).is_dir() and paths[0].stem not in files.PLAIN):
             remarks.append(f"{split}: {listing([str(path) for path in paths])}")
-        why = f"no column {quote(columns.label)}" if lacks_label else None
         if split == "test" and why is None and (secret or _is_secret(splits, columns)):
             why = f"column {quote(columns.label)} is -1 in every row, and in no row of train"
             splits[split] = _without_labels(splits[split], columns, cache / "secret.arrow")
@@ -114,6 +119,18 @@ def _lacks_label(paths: Sequence[Path], columns: Columns) -> bool:
         return False
     wanted = columns.label.lower().strip()
     return not any(difflib.get_close_matches(wanted, [name.lower().strip() for name in header]) for header in headers)
+
+
+def _is_blank(dataset: datasets.Dataset, columns: Columns) -> bool:
+    """Whether no row has a label: null, the NaN that pandas writes for that, or text of nothing but whitespace."""
+    for table in batches(dataset, [columns.label]):
+        values = table[columns.label]
+        blank = pc.is_null(values, nan_is_null=True)
+        if is_text_type(values.type):
+            blank = pc.or_(blank, pc.fill_null(pc.equal(pc.utf8_trim_whitespace(values), ""), False))
+        if not pc.all(blank).as_py():
+            return False
+    return True
 
 
 def _holds(dataset: datasets.Dataset, columns: Columns, label: object) -> bool:

@@ -113,8 +113,8 @@ BAD_FOLDERS: dict[str, tuple[dict[str, str], list[str]]] = {
         {"train.csv": GOOD, "dev.csv": GOOD, "test.csv": "text,label\nx,a\ny,c\n"},
         ["test.csv", "row 2", "'label'", "'c'", "'a', 'b'"],
     ),
-    "unlabelled local test": (
-        {"train.csv": GOOD, "dev.csv": GOOD, "test.jsonl": '{"text":"x","label":null}\n'},
+    "half labelled local test": (
+        {"train.csv": GOOD, "dev.csv": GOOD, "test.jsonl": '{"text":"x","label":null}\n{"text":"y","label":"a"}\n'},
         ["test.jsonl", "row 1", "'label'", "null"],
     ),
     "no second row of a class": ({"train.csv": GOOD + "x,c\n"}, ["train.csv", "'c'", "one row", "validation"]),

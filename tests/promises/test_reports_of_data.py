@@ -140,8 +140,25 @@ REFUSED: dict[str, tuple[dict[str, Write], list[str]]] = {
         ["test.jsonl: line 2 has a 'label'", "or none"],
     ),
     "empty labels": (
-        {"train.csv": text(TRAIN), "dev.csv": text(DEV), "test.csv": text("text,label\nx,\ny,\n")},
+        {"train.csv": text(TRAIN), "dev.csv": text(DEV), "test.csv": text("text,label\nx,\ny,a\n")},
         ["test.csv: row 1, column 'label' is empty", "or remove the column, to predict without labels"],
+    ),
+    "empty labels, first shard": (
+        {"train.csv": text(TRAIN), "dev.csv": text(DEV), "test-0.csv": text("text,label\nx,\n"),
+         "test-1.csv": text("text,label\ny,a\n")},
+        ["test-0.csv: row 1, column 'label' is empty"],
+    ),
+    "blank line in a file of one column": (
+        {"train.csv": text(TRAIN), "dev.csv": text(DEV), "test.csv": text("text\nthe cat\n \na dog\n")},
+        ["test.csv: line 3 is only whitespace; remove it"],
+    ),
+    "save_to_disk": (
+        {"dataset_dict.json": text("{}"), "train/state.json": text("{}"), "train/data-00000-of-00001.arrow": text("")},
+        ["dataset_dict.json says that `datasets` saved it with save_to_disk", "to_parquet"],
+    ),
+    "save_to_disk of one split": (
+        {"state.json": text("{}"), "dataset_info.json": text("{}"), "data-00000-of-00001.arrow": text("")},
+        ["state.json says that `datasets` saved it with save_to_disk"],
     ),
     "misspelt label column": (
         {"train.csv": text(TRAIN), "dev.csv": text(DEV), "test.csv": text("text,labels\nx,a\n")},
@@ -261,6 +278,16 @@ UNLABELLED: dict[str, tuple[str, Write, str, Write]] = {
     "all -1, regression": (
         "regression", text(NUMBERS), "test.csv", text("text,label\na,-1\nb,-1.0\n")
     ),
+    "empty cells": ("classification", text(TRAIN), "test.csv", text("text,label\nthe cat,\na dog,  \n")),
+    "null, JSON": ("classification", text(TRAIN), "test.jsonl", lines(*['{"text": "the", "label": null}'] * 2)),
+    "null, Parquet": ("classification", text(NUMBERS), "test.parquet", parquet(text=["the", "a"], label=pa.nulls(2))),
+    "NaN, Parquet": (
+        "classification", text(NUMBERS), "test.parquet", parquet(text=["the", "a"], label=[float("nan")] * 2)
+    ),
+    "empty cells, regression": ("regression", text(NUMBERS), "test.csv", text("text,label\na,\nb,\n")),
+    "empty cells, multi_label": (
+        "multi_label", text('text,label\n' + 'a,"x,y"\nb,x\n' * 9), "test.csv", text("text,label\na,\nb,\n")
+    ),
     "no column, multi_label": (
         "multi_label", text('text,label\n' + 'a,"x,y"\nb,x\n' * 9), "test.csv", text("text\na\nb\n")
     ),
@@ -309,6 +336,9 @@ ALIKE: dict[str, tuple[Write, list[str]]] = {
     "blanks": (lines(*['{"text": "a", "label": "neg"}', '{"text": "b", "label": "neg "}'] * 2), ["'neg', 'neg '"]),
     "case": (lines(*['{"text": "a", "label": "Neg"}', '{"text": "b", "label": "neg"}'] * 2), ["'Neg', 'neg'"]),
     "unseen": (lines(*['{"text": "a", "label": "x"}', '{"text": "b", "label": "x\\u200b"}'] * 2), ["'x\\u200b'"]),
+    "quotes": (lines(*['{"text": "a", "label": "x"}', '{"text": "b", "label": "\'x\'"}'] * 2), ["'x'"]),
+    "joined": (lines(*['{"text": "a", "label": "not_so"}', '{"text": "b", "label": "not-so"}'] * 2),
+               ["'not-so', 'not_so'"]),
     "form": (lines(*['{"text": "a", "label": "\\u00e9"}', '{"text": "b", "label": "e\\u0301"}'] * 2), ["warning"]),
 }  # fmt: skip
 
@@ -324,6 +354,37 @@ def test_classes_that_are_two_spellings_of_one_are_both_named(
     names = list(store.load_task().label_names)
     project.write_params(data={"label_names": names})
     assert "separate classes" not in says(capsys), "who names them knows"
+
+
+@pytest.mark.parametrize("signs", [("-1", "1"), ("A", "A-"), ("'", '"'), ("_", "-")])
+def test_labels_of_signs_are_no_two_spellings(
+    project: Project, capsys: pytest.CaptureFixture[str], signs: tuple[str, str]
+) -> None:
+    project.write_params()
+    lay_out(project, {"train.parquet": parquet(text=["a", "b"] * 9, label=[*signs] * 9)})
+    assert "separate classes" not in says(capsys)
+
+
+@pytest.mark.parametrize("name", ["nan", "NaN", "<NA>", "None", "null"])
+def test_class_that_stands_for_a_missing_value_is_named(
+    project: Project, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    project.write_params()
+    lay_out(project, {"train.csv": text(TRAIN + f"the cat,{name}\n" * 2)})
+    assert f"warning: data/in/train.csv: column 'label' holds '{name}', a class of its own" in says(capsys)
+    project.write_params(data={"label_names": ["a", "b", name]})
+    assert "of its own" not in says(capsys)
+
+
+@pytest.mark.parametrize("cell", ["['x', 'y']", '["x", "y"]', "['x']", "[1, 2]", "['x' 'y']", "[]"])
+def test_list_of_labels_that_was_written_as_text_is_refused(
+    project: Project, capsys: pytest.CaptureFixture[str], cell: str
+) -> None:
+    project.write_task_params("multi_label")
+    rows = pd.DataFrame({"text": ["a", "b", "c"], "label": ["x", "x,y", cell]})
+    lay_out(project, {"train.csv": lambda path: rows.to_csv(path, index=False), "dev.csv": text(DEV)})
+    assert "train.csv: row 3, column 'label' holds" in (line := refusal(capsys))
+    assert "a list that was written as text" in line
 
 
 # ---------------------------------------------------------------------------------------------- tokenizers
@@ -481,6 +542,72 @@ def test_models_own_tokenizer_with_tokens_that_the_model_lacks_is_refused(
     project.write_params()
     line = refusal(capsys)
     assert f"its tokenizer has {size + 1} tokens, but model.source has {size}; give the model an embedding" in line
+
+
+@pytest.mark.parametrize("cell", ["\u200b", "\x01\x02"])
+@pytest.mark.parametrize("columns", [["text"], ["other", "text"]])
+def test_row_of_nothing_but_special_tokens_is_refused(
+    project: Project, capsys: pytest.CaptureFixture[str], cell: str, columns: list[str]
+) -> None:
+    rows = "text,other,label\nthe cat,a,x\na dog,a,y\n"
+    lay_out(project, {"train.csv": text(f"{rows}{cell},a,x\n"), "dev.csv": text(rows)})
+    project.write_params(data={"text_columns": columns})
+    assert "train.csv: row 3, column 'text' becomes no token at all" in refusal(capsys)
+
+
+def vocabulary(change: Callable[[dict[str, int]], object]) -> Callable[[Path], None]:
+    def write(model: Path) -> None:
+        content = json.loads((model / "tokenizer.json").read_text())
+        change(content["model"]["vocab"])
+        (model / "tokenizer.json").write_text(json.dumps(content))
+
+    return write
+
+
+def names_inputs(*names: str) -> Callable[[Path], None]:
+    return lambda model: edit(model / "tokenizer_config.json", model_input_names=list(names))
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (vocabulary(lambda vocab: vocab.pop("[UNK]")), "train.csv: row 21: the tokenizer fails at this row: WordPiece"),
+        (vocabulary(lambda vocab: vocab.update(cat=5000)), "its tokenizer gives 'cat' the id 5000, but model.source"),
+        (names_inputs(), "its tokenizer makes nothing (model_input_names in tokenizer_config.json)"),
+        (names_inputs("pixel_values"), "a model of text reads 'input_ids'; name that there, too"),
+    ],
+)
+def test_tokenizer_that_the_model_or_a_row_does_not_fit_is_refused(
+    project: Project, model: Path, capsys: pytest.CaptureFixture[str], change: Callable[[Path], None], part: str
+) -> None:
+    change(model)
+    lay_out(project, {"train.csv": text(TRAIN + "a 😀 cat,a\n"), "dev.csv": text(DEV)})
+    project.write_params()
+    assert part in refusal(capsys)
+
+
+XLNET = {"model_type": "xlnet", "vocab_size": 200}
+
+
+@pytest.mark.parametrize(("config", "side"), [(None, "right"), (XLNET, "left")])
+def test_padding_that_moves_positions_is_put_on_the_other_side(
+    project: Project, model: Path, capsys: pytest.CaptureFixture[str], config: dict[str, Any] | None, side: str
+) -> None:
+    edit(model / "tokenizer_config.json", padding_side="left")
+    if config:
+        (model / "config.json").write_text(json.dumps(config))
+    lay_out(project, {"train.csv": text(TRAIN)})
+    project.write_params()
+    assert ("pads on the left, which moves the positions" in says(capsys)) == (side == "right")
+    loaded = store.load_tokenizer()
+    assert loaded is not None and loaded.padding_side == side
+
+
+def test_architecture_with_two_base_models_is_looked_at_too(project: Project, model: Path) -> None:
+    (model / "config.json").write_text(json.dumps({"model_type": "funnel", "vocab_size": 200}))
+    lay_out(project, {"train.csv": text(TRAIN)})
+    project.write_params()
+    run_stage(stage.main)
 
 
 @pytest.mark.parametrize("columns", [["text"], ["text", "other"]])
