@@ -5,6 +5,14 @@ from __future__ import annotations
 from stages.config.schema import FACTORY, Params, is_custom
 from stages.ground.errors import quote
 
+# What of a pretrained model's config something else decides, so that nobody would look at the keyword.
+DATA, PRECISION, MODEL = "the labels in the data and data.task", "train.precision", "model.source"
+SETTLED = {
+    **dict.fromkeys(("num_labels", "id2label", "label2id", "problem_type"), DATA),
+    **dict.fromkeys(("dtype", "torch_dtype"), PRECISION),
+    **dict.fromkeys(("model_type", "architectures", "quantization_config"), MODEL),
+}
+
 
 def check(params: Params) -> None:
     """Raise ValueError with one line for the first contradiction."""
@@ -20,6 +28,9 @@ def _inputs(params: Params) -> None:
             f"data.feature_columns needs a model of your own, but model.source is {quote(source)}; "
             "write factory:module:callable, or name data.text_columns"
         )
+    for key in params.model.kwargs:
+        if not factory and key in SETTLED:
+            raise ValueError(f"model.kwargs: {key} comes from {SETTLED[key]}; leave it out")
     for key in ("tokenizer", "pad_token", "split_special_tokens"):
         if features and getattr(params.tokenize, key) is not None:
             raise ValueError(f"tokenize.{key} is set, but data.feature_columns are numbers; write null")

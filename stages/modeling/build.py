@@ -66,8 +66,12 @@ def build_model(
     require_whole_model(folder, where)
     with _one_line(f"{where} cannot be loaded"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        if getattr(config, "quantization_config", None):
+            raise UserError(
+                f"{where}: its weights are quantised, which cannot be trained; name the model of full precision"
+            )
         for key in params.kwargs:
-            if not hasattr(config, key):
+            if not hasattr(config, key) or callable(getattr(config, key)):
                 raise UserError(f"model.kwargs: {quote(key)} is no setting of {type(config).__name__}")
         before = copy.deepcopy(config)
         config.update(params.kwargs | head.config)
@@ -128,10 +132,16 @@ def _fit_head(
     missing = set(info["missing_keys"])
     if not state.keys() - outside - missing:
         raise UserError(f"model.source: none of its weights are those of a {type(model).__name__}'s encoder")
+    lacking = [name for name in state if name in missing and name not in outside]
+    if lacking:
+        number = f"{len(lacking)} of {len(state.keys() - outside)}"
+        say(f"model.source: {number} weights of its encoder are not in its folder, and are new: {_some(lacking)}")
     if not outside - missing:
         return  # the usual case: the head is new
-    theirs, ours = _named(_in_order(before.id2label)), _named(list(head.config.get("id2label", {}).values()))
-    why = _misfit(type(model).__name__, before, theirs, ours, head, bool(mismatched))
+    theirs, ours = _in_order(before.id2label), list(head.config.get("id2label", {}).values())
+    if sorted(_folded(theirs)) != sorted(_folded(ours)):
+        theirs, ours = _named(theirs), _named(ours)
+    why = _misfit(type(model).__name__, before, theirs, ours, head, bool(mismatched), sorted(outside & missing))
     if why is None and theirs and ours and _folded(theirs) != _folded(ours):
         last = [
             layer
@@ -154,12 +164,20 @@ def _fit_head(
 
 
 def _misfit(
-    name: str, before: PreTrainedConfig, theirs: list[str], ours: list[str], head: Head, mismatched: bool
+    name: str,
+    before: PreTrainedConfig,
+    theirs: list[str],
+    ours: list[str],
+    head: Head,
+    mismatched: bool,
+    lacking: list[str],
 ) -> str | None:
     """Why a head that is there is another one than `head`; None if it is that, or may be."""
     wrote = (before.architectures or [name])[0].removeprefix("Flax").removeprefix("TF")
     if wrote != name:
         return f"its head is that of a {wrote}"
+    if lacking:
+        return f"its head is not whole: its folder lacks {_some(lacking)}"
     if mismatched:
         return f"its head has {before.num_labels} outputs, and {head.outputs} are needed"
     if before.problem_type not in (None, head.config["problem_type"]):
@@ -167,6 +185,10 @@ def _misfit(
     if theirs and ours and sorted(_folded(theirs)) != sorted(_folded(ours)):
         return f"its head knows the labels {_list(theirs)}, and the data has {_list(ours)}"
     return None
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _in_order(id2label: Any) -> list[str]:

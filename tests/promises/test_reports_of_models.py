@@ -249,6 +249,8 @@ F32 = {"dtype": "F32", "shape": [1]}
         (config(vocab_size=7), "has the shape"),
         (config(pad_token_id=10**6), ""),
         (config(transformers_weights="other.safetensors"), "names its weights by transformers_weights"),
+        (config(quantization_config={"quant_method": "x"}), "its weights are quantised, which cannot be trained"),
+        (config(quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True}), "weights are quantised"),
         (text("adapter_config.json", '{"base_model_name_or_path": "a/b"}'), "merge the adapter into one"),
         (weights(lambda data: data[: len(data) // 2]), "model.safetensors cannot be read: Error while deserializing"),
         (weights(lambda data: data[:4]), "model.safetensors cannot be read: Error while deserializing"),
@@ -346,6 +348,7 @@ def logits(model: Any) -> torch.Tensor:
         ({"problem_type": "multi_label_classification"}, classes(*NAMES[::-1], task="multi_label"), [2, 1, 0]),
         ({"id2label": {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}}, classes("c", "b", "a"), [0, 1, 2]),
         ({"id2label": {0: "a", 1: "A", 2: "b"}}, classes("A", "b", "a"), [1, 2, 0]),
+        ({"id2label": {0: "2", 1: "0", 2: "1"}}, classes("0", "1", "2"), [1, 2, 0]),
         ({}, classes("0", "1", "2"), [0, 1, 2]),
     ],
 )
@@ -391,7 +394,7 @@ def test_head_of_another_size_or_task_gives_way_to_a_new_one_and_the_encoder_sta
     params = ModelParams(source="model", revision=None, kwargs={})
     said: list[str] = []
     model = build_model(params, tmp_path / "model", head, 0, None, said.append)
-    (line,) = said
+    line = said[-1]  # that of tokens has no pooler, which another line says
     assert expected in line and line.endswith("the head is a new one, and the encoder stays")
     found = model.state_dict()
     assert all(torch.equal(found[name], before[name]) for name in found if name in before and "encoder" in name)
@@ -401,6 +404,43 @@ def test_head_of_another_size_or_task_gives_way_to_a_new_one_and_the_encoder_sta
     other = build_model(params, tmp_path / "model", head, 1).state_dict()
     assert torch.equal(again["classifier.weight"], found["classifier.weight"])
     assert not torch.equal(other["classifier.weight"], found["classifier.weight"])
+
+
+def without(folder: Path, part: str) -> None:
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if part not in name}
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("part", "expected"),
+    [
+        ("layer.1.", "16 of 39 weights of its encoder are not in its folder, and are new: bert.encoder.layer.1."),
+        ("word_embeddings", "1 of 39 weights of its encoder are not in its folder, and are new: bert.embeddings.word"),
+    ],
+)
+def test_weights_that_the_folder_lacks_are_named(tiny_model: Path, tmp_path: Path, part: str, expected: str) -> None:
+    without(folder := shutil.copytree(tiny_model, tmp_path / "model"), part)
+    said: list[str] = []
+    build_model(ModelParams(source="model", revision=None, kwargs={}), folder, HEAD, 0, 0, said.append)
+    (line,) = said
+    assert expected in line
+
+
+@pytest.mark.parametrize("part", ["classifier.bias", "classifier.weight"])
+def test_half_a_head_gives_way_to_a_new_one(tiny_model: Path, tmp_path: Path, part: str) -> None:
+    trained(tiny_model, tmp_path / "model")
+    without(tmp_path / "model", part)
+    said: list[str] = []
+    params = ModelParams(source="model", revision=None, kwargs={})
+    model = build_model(params, tmp_path / "model", classes(*NAMES), 0, None, said.append)
+    assert f"its folder lacks {part}; the head is a new one" in said[0]
+    assert not model.state_dict()["classifier.bias"].any() and model.state_dict()["classifier.weight"].std() < 0.1
+
+
+def test_method_of_a_config_is_no_setting(tiny_model: Path) -> None:
+    params = ModelParams(source="tiny", revision=None, kwargs={"to_dict": 1})
+    assert "'to_dict' is no setting of BertConfig" in line_of(lambda: build_model(params, tiny_model, HEAD, 0))
 
 
 def test_model_without_a_head_is_built_without_a_word_and_as_ever(tiny_model: Path) -> None:
