@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from stages.config.pipeline import load_stage, require_folders
@@ -151,7 +152,9 @@ def train_to_the_end(
     inputs = load_inputs(params, compute)
     loggers = make_loggers(params.train.loggers, run.path, run.id, params.model_dump(by_alias=True))
     resumer = Resumer(run, identity, candidates, params, compute, say)
-    state, is_saved = resumer.resume(lambda: build_state(params, inputs, say), inputs.total_steps)
+    # What of the model is new was said when the run began.
+    build = partial(build_state, params, inputs, *([] if run.checkpoints.steps() else [say]))
+    state, is_saved = resumer.resume(build, inputs.total_steps)
     candidates.remove_unused(state.progress.candidates, resumer.checkpoints)
     if state.progress.step == 0:
         preflight(state, inputs, params, say)

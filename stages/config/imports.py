@@ -9,7 +9,7 @@ from typing import Any
 
 from stages.config.pipeline import DVC_FILE, read_stages
 from stages.ground.disk import absolute
-from stages.ground.errors import UserError, quote
+from stages.ground.errors import RAISED, UserError, quote
 
 
 def import_object(path: str, named_by: str) -> Any:
@@ -21,7 +21,7 @@ def import_object(path: str, named_by: str) -> Any:
     module, _, name = path.partition(":")
     try:
         return getattr(importlib.import_module(module), name)
-    except Exception as error:  # whatever the module does when it is imported
+    except RAISED as error:  # whatever the module does when it is imported
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"{named_by} is {quote(path)}, which cannot be imported: {reason}") from error
 

@@ -239,8 +239,12 @@ class EvaluateParams(Section):
         for name in self.metrics:
             if self.metrics.count(name) > 1:
                 raise ValueError(f"evaluate.metrics names {quote(name)} twice")
-        if self.greater_is_better and self.metric_for_best_model == "loss":
-            raise ValueError("evaluate.greater_is_better is true, but metric_for_best_model is loss: lower is better")
+        lower = self.metric_for_best_model in LOWER_IS_BETTER
+        if self.metric_for_best_model in KNOWN_METRICS and self.greater_is_better is lower:
+            raise ValueError(
+                f"evaluate.greater_is_better is {str(lower).lower()}, but metric_for_best_model is "
+                f"{self.metric_for_best_model}: {'lower' if lower else 'higher'} is better; write null"
+            )
         if self.greater_is_better is None and self.metric_for_best_model not in KNOWN_METRICS:
             raise ValueError(
                 f"evaluate.greater_is_better is null, but only you know whether more {self.metric_for_best_model} is "

@@ -14,6 +14,8 @@ from typing import NoReturn
 
 USER_ERROR_EXIT = 2
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+# What the user's code may raise. A stage that it ended with sys.exit(0) would look as if it were done.
+RAISED = (Exception, SystemExit)
 # What a disk answers, and no mistake of the code.
 DISK_ERRORS = (*NO_ROOM, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EFBIG)
 
@@ -43,7 +45,7 @@ def user_code(what: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:
+    except RAISED as error:
         raise UserCodeError(f"{what}: {describe(error)}") from error
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from stages.batches.tokenized import TOKENIZED, load_raw, load_split, load_task, load_tokenizer
 from stages.config.schema import Params
+from stages.ground.errors import located
 from stages.keeping.folder import threads_of_run
 from stages.modeling.build import load_model
 from stages.modeling.compute import Compute
@@ -56,7 +57,8 @@ class Predictor:
         table["prediction"] = _column(prediction)
         table["logits"] = list(predictions.logits)
         table["loss"] = nothing if labels is None else predictions.row_losses
-        return table, {} if labels is None else predictions.scores(self._task, evaluate)
+        with located(f"for the rows of {split}"):
+            return table, {} if labels is None else predictions.scores(self._task, evaluate)
 
 
 def _column(values: NDArray[Any]) -> Any:

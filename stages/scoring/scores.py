@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from stages.batches.tokenized import Task
 from stages.config.imports import import_object
 from stages.config.schema import EvaluateParams, is_custom
-from stages.ground.errors import UserError, describe, quote
+from stages.ground.errors import RAISED, UserError, describe, quote
 from stages.modeling.head import Logits, decide, probabilities
 
 MODULES = Path(__file__).parents[1] / "metrics"
@@ -38,7 +38,7 @@ def score(task: Task, params: EvaluateParams, logits: Logits, labels: NDArray[An
             result = _compute(entry, task, params, logits, labels)
         except UserError:
             raise
-        except Exception as error:
+        except RAISED as error:
             raise UserError(f"evaluate.metrics: {quote(entry)} raised {describe(error)}") from error
         if not isinstance(result, dict):
             raise UserError(
@@ -126,6 +126,9 @@ def _new_name(entry: str, name: object, found: dict[str, float]) -> str:
 def _number(entry: str, name: str, value: Any) -> float:
     # NumPy's and torch's numbers are arrays of no dimension.
     number = value.item() if getattr(value, "ndim", None) == 0 else value
-    if not isinstance(number, Real):
-        raise UserError(f"evaluate.metrics: {quote(entry)} gives {quote(name)}: {quote(value)}; it should be a number")
-    return float(number)
+    try:
+        if isinstance(number, Real):
+            return float(number)
+    except OverflowError:
+        pass
+    raise UserError(f"evaluate.metrics: {quote(entry)} gives {quote(name)}: {quote(value)}; it should be a number")

@@ -60,7 +60,6 @@ def train(session: Session) -> Ending:
     state.parallel.start()
     try:
         callbacks.on_train_begin()
-        state.model.train()
         upcoming = next(steps, None)
         while (ending := at_boundary(session)) is None:
             assert upcoming is not None, "the plan ends before the last step"
@@ -119,6 +118,7 @@ def accumulate(step: Step, session: Session) -> Tensor:
         The numbers of `Gradient`, float32 (3,), still on their way on the device.
     """
     state, objective, compute = session.state, session.inputs.objective, session.inputs.compute
+    state.model.train()  # a callback may have left it in another mode, of which a resumed run knows nothing
     parallel, device = state.parallel, compute.device
     weights = [objective.weight(batch["labels"]) for micro_batch, batch in step.mine if micro_batch.counted]
     weight = parallel.sum(torch.tensor(sum(weights), dtype=torch.float64)).item()  # on the CPU
@@ -150,12 +150,17 @@ def take_step(gradient: Gradient, step: Step, session: Session) -> None:
         with located(where, UserCodeError):
             callbacks.on_pre_optimizer_step()
     learning_rate = state.optimizer.param_groups[0]["lr"]
-    state.scaler.step(state.optimizer)
-    state.scaler.update()
-    state.optimizer.zero_grad()
+    with (
+        located(where, UserCodeError),
+        user_code(f"train.optim {session.params.train.optim} fails in step {step.number}"),
+    ):
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        state.optimizer.zero_grad()
 
     progress.step += 1
-    state.schedule.after_step(state.ends_epoch, gradient.overflowed)
+    with located(where, UserCodeError), user_code(f"train.lr_scheduler_type fails after step {step.number}"):
+        state.schedule.after_step(state.ends_epoch, gradient.overflowed)
     progress.count(gradient.loss, rows=len(step.rows))
     progress.overflows = progress.overflows + 1 if gradient.overflowed else 0
     if progress.overflows == 1 and session.inputs.compute.world.is_main:

@@ -33,12 +33,18 @@ def load_inputs(params: Params, compute: Compute) -> Inputs:
     require_threshold_of_use(params.evaluate, task)
     objective = make_objective(train, task, train_split, compute.device)
     validation = load_split(TOKENIZED, "validation")
+    total_steps = train.max_steps or train.num_train_epochs * plan.steps_per_epoch
+    if total_steps > plan.epochs * plan.steps_per_epoch:
+        raise UserError(
+            f"the batch plan has {plan.epochs * plan.steps_per_epoch} steps, and {total_steps} are to be trained; "
+            "run: dvc repro build_loaders"
+        )
     return Inputs(
         task=task,
         train_split=train_split,
         tokenizer=tokenizer,
         plan=plan,
-        total_steps=train.max_steps or train.num_train_epochs * plan.steps_per_epoch,
+        total_steps=total_steps,
         objective=objective,
         scorer=Scorer(validation, tokenizer, objective, params.evaluate.eval_batch_size, compute),
         compute=compute,

@@ -49,7 +49,7 @@ def preflight(state: TrainState, inputs: Inputs, params: Params, say: Callable[[
     model, compute, task = state.model, inputs.compute, inputs.task
     extra_state(model)
     for what, tree in (
-        ("train.callbacks", {name: callback.state_dict() for name, callback in state.callbacks.items()}),
+        ("train.callbacks", state.parts()["callbacks"].state_dict()),
         ("train.lr_scheduler_type", state.schedule.scheduler.state_dict()),
     ):
         try:
@@ -92,6 +92,11 @@ def preflight(state: TrainState, inputs: Inputs, params: Params, say: Callable[[
     _check_last_micro_batch(state, inputs, params)
     say(f"first batch: {shapes}, labels {_shape(labels)}, logits {_shape(logits)}, loss {loss.item():.4f}")
     _doubt_loss(loss.item(), inputs, params, labels, say)
+    if params.train.warmup_steps >= inputs.total_steps:
+        say(
+            f"warning: train.warmup_steps is {params.train.warmup_steps:g}, of {inputs.total_steps} steps in all, "
+            "so the learning rate never reaches train.learning_rate"
+        )
     if inputs.tokenizer is not None:
         text = inputs.tokenizer.decode(batch["input_ids"][0])
         say(f"first row: {quote(text, SHOWN_CHARACTERS)}, label {_label(labels[0], task.label_names)}")

@@ -53,6 +53,11 @@ MERGED = "a0: &a0 {k: v}\n" + "".join(f"a{i + 1}: &a{i + 1} {{<<: [{', '.join([f
         (replaced("kwargs: {}", "kwargs: {a: !!python/object/apply:os.system [b]}"), "could not determine a"),
         (replaced("path: data/sample", r'path: "a\0b"'), "holds a NUL"),
         (added("1: 2\n"), "1 is no key"),
+        (replaced("kwargs: {}", "kwargs: {num_labels: 5}"), "model.kwargs: num_labels comes from the labels in"),
+        (replaced("kwargs: {}", "kwargs: {id2label: {a: b}}"), "model.kwargs: id2label comes from the labels in the"),
+        (replaced("kwargs: {}", "kwargs: {dtype: float16}"), "model.kwargs: dtype comes from train.precision; leave"),
+        (replaced("kwargs: {}", "kwargs: {model_type: gpt2}"), "model.kwargs: model_type comes from model.source"),
+        (replaced("greater_is_better: ", "greater_is_better: false #"), "is accuracy: higher is better; write null"),
     ],
 )  # fmt: skip
 def test_parameters_that_would_take_for_ever_or_fit_nothing_are_one_line_at_once(

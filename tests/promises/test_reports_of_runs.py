@@ -34,9 +34,11 @@ from stages.keeping.store import DiskStore, Key
 from stages.scoring.ranking import ranked
 from stages.training.optim import make_schedule
 from stages.training.session import require_threshold_of_use
+from tests.promises.test_reports_of_models import trained
 from tests.support.project import ROOT, Checkout
 from tests.support.runs import make_params
 from tests.support.train_stage import TRAIN_OUTS, saved_steps, start_training, train
+from tests.support.train_stage import run_stage as run_stage_of
 
 # ---- dvc.lock is judged by DVC's own schema
 
@@ -343,6 +345,8 @@ class Later(nn.Module):
         self.calls += self.training
         if self.training and self.where == "model" and os.environ.get("FAILS") and self.calls == 20:
             raise LookupError("no such word")
+        if self.training and self.where == "exit" and os.environ.get("FAILS") and self.calls == 20:
+            raise SystemExit(0)
         if not self.training and self.where == "eval" and os.environ.get("FAILS") and self.calls > 20:
             torch.zeros(2) @ torch.zeros(3)
         return self.layers(features)
@@ -383,6 +387,39 @@ class Raises(Callback):
 
     def on_step_end(self, state):
         self._fail("on_step_end", state)
+        if self.event == "exit" and os.environ.get("FAILS") and state.progress.step >= 7:
+            raise SystemExit(0)
+
+    def state_dict(self):
+        if self.event == "state_dict":
+            raise LookupError("no such file")
+        return {}
+
+
+class LeavesEvalMode(Callback):
+    def on_step_end(self, state):
+        state.model.eval()
+
+
+class GivesUp(torch.optim.SGD):
+    def step(self, closure=None):
+        if os.environ.get("FAILS") and len(STEPS) > 6:
+            raise LookupError("no such group")
+        STEPS.append(1)
+        return super().step(closure)
+
+
+STEPS = []
+
+
+def exits(evaluated):
+    if os.environ.get("FAILS"):
+        raise SystemExit(0)
+    return {"mine": 1.0}
+
+
+def huge(evaluated):
+    return {"mine": 10**400}
 
 
 def nan_metric(evaluated):
@@ -432,6 +469,11 @@ PLACE = r"\(later.py, line \d+\)"
             8,
             rf"^error: step 9 fails in the model or the loss: LookupError: no such word {PLACE}; {ROWS}",
         ),
+        (
+            {"model": {"kwargs": {"where": "exit"}}, "train": PLAIN},
+            8,
+            rf"^error: step 9 fails in the model or the loss: SystemExit: 0 {PLACE}; {ROWS}",
+        ),
         ({}, 8, rf"^error: train.loss stages.custom.later:loss gives shape \(7,\) for 4 rows.*; {ROWS}"),
         (
             {"model": {"kwargs": {"where": "eval"}}, "train": PLAIN, "evaluate": {"eval_batch_size": 8}},
@@ -477,6 +519,68 @@ def test_callback_that_raises_on_a_later_batch_names_step_and_rows_and_its_event
     assert "going on after step 6" in train(checkout)
 
 
+def test_callback_that_exits_does_not_look_like_success(prepared: Callable[..., Checkout]) -> None:
+    callbacks = [{"class": "stages.custom.later:Raises", "kwargs": {"event": "exit"}}]
+    checkout = later(prepared, train={**PLAIN, "callbacks": callbacks})
+    found = last_line(train(checkout, code=2, FAILS="1"))
+    assert re.search(rf"^error: Raises.on_step_end at step 7: SystemExit: 0 {PLACE}; .*the last checkpoint", found), (
+        found
+    )
+
+
+def test_state_of_a_callback_that_raises_is_one_line(prepared: Callable[..., Checkout]) -> None:
+    callbacks = [{"class": "stages.custom.later:Raises", "kwargs": {"event": "state_dict"}}]
+    checkout = later(prepared, train={**PLAIN, "callbacks": callbacks})
+    assert "error: Raises.state_dict: LookupError: no such file" in last_line(train(checkout, code=2))
+
+
+def test_optimizer_that_raises_on_a_later_step_is_one_line_and_the_last_checkpoint_counts(
+    prepared: Callable[..., Checkout],
+) -> None:
+    checkout = later(prepared, train={**PLAIN, "optim": "stages.custom.later:GivesUp"})
+    found = last_line(train(checkout, code=2, FAILS="1"))
+    assert "error: train.optim stages.custom.later:GivesUp fails in step 7: LookupError: no such group" in found
+    assert found.endswith("; the last checkpoint counts") and saved_steps(checkout)[-1] == 6
+    assert "going on after step 6" in train(checkout)
+
+
+def test_module_that_exits_as_it_is_imported_is_one_line(prepared: Callable[..., Checkout]) -> None:
+    checkout = later(prepared)
+    (checkout.folder / "stages/custom/later.py").write_text(f"{LATER}\nraise SystemExit(0)\n")
+    assert "which cannot be imported: SystemExit: 0" in last_line(train(checkout, code=2))
+
+
+def test_metric_that_exits_or_fits_no_number_is_one_line_that_names_the_split(
+    prepared: Callable[..., Checkout],
+) -> None:
+    mine = {"metric_for_best_model": "mine", "greater_is_better": True}
+    checkout = later(prepared, train=PLAIN, evaluate={"metrics": ["stages.custom.later:huge"], **mine})
+    assert "gives 'mine': 1000" in (found := last_line(train(checkout, code=2))) and "should be a number" in found
+    checkout = later(prepared, train=PLAIN, evaluate={"metrics": ["stages.custom.later:exits"], **mine})
+    train(checkout)
+    run_stage_of(checkout, "evaluate")
+    found = last_line(run_stage_of(checkout, "select_best", 2, FAILS="1"))
+    assert re.search(rf"'stages.custom.later:exits' raised SystemExit: 0 {PLACE}; for the rows of test$", found), found
+
+
+def test_mode_that_a_callback_leaves_the_model_in_plays_no_part(prepared: Callable[..., Checkout]) -> None:
+    callbacks = [{"class": "stages.custom.later:LeavesEvalMode"}]
+    reference, checkout = (later(prepared, train={**PLAIN, "callbacks": used}) for used in ([], callbacks))
+    train(reference)
+    train(checkout)
+    assert checkout.digests("models/candidates") == reference.digests("models/candidates")
+
+
+def test_what_is_new_of_a_model_is_said_once_a_run(prepared: Callable[..., Checkout], tiny_model: Path) -> None:
+    callbacks = [{"class": "stages.custom.later:Raises", "kwargs": {"event": "on_step_end"}}]
+    checkout = prepared({"train": {"callbacks": callbacks}})
+    (checkout.folder / "stages/custom/later.py").write_text(LATER)
+    trained(tiny_model, checkout.folder / "tiny")
+    line = "its head has 3 outputs, and 2 are needed; the head is a new one"
+    assert line in train(checkout, code=2, FAILS="1")
+    assert "going on after step 6" in (output := train(checkout)) and line not in output
+
+
 # ---- a process that collates batches dies
 
 
@@ -506,6 +610,20 @@ def test_killed_loader_process_ends_the_start_in_one_line_with_all_steps_saved(
 
 
 # ---- decisions that are told
+
+
+def test_warm_up_that_is_longer_than_the_run_is_told(prepared: Callable[..., Checkout]) -> None:
+    output = train(later(prepared, train={**PLAIN, "warmup_steps": 22}))
+    assert "warning: train.warmup_steps is 22, of 22 steps in all, so the learning rate never reaches" in output
+    assert "warmup_steps" not in train(later(prepared, train={**PLAIN, "warmup_steps": 21}))
+
+
+def test_plan_of_fewer_steps_than_are_to_be_trained_is_refused(prepared: Callable[..., Checkout]) -> None:
+    checkout = later(prepared, train=PLAIN)
+    checkout.set_params({**FEATURES, "train": {**PLAIN, "num_train_epochs": 4}})
+    assert last_line(train(checkout, code=2)).startswith(
+        "error: the batch plan has 22 steps, and 44 are to be trained; run: dvc repro build_loaders"
+    )
 
 
 def test_fp16_that_overflows_in_every_step_is_told_when_it_begins_and_ends_the_run(
@@ -596,8 +714,8 @@ def test_loss_ranks_what_the_metric_cannot(scores: dict[int, tuple[float, float]
         ({"mode": "max"}, {}, "accuracy"),
         ({"mode": "max"}, {"metric_for_best_model": "loss"}, "refused"),
         ({}, {"metric_for_best_model": "loss"}, "loss"),
-        ({}, {"greater_is_better": False}, "accuracy"),
-        ({"mode": "max"}, {"greater_is_better": False}, "refused"),
+        ({}, {"metric_for_best_model": "errors", "greater_is_better": False}, "errors"),
+        ({"mode": "max"}, {"metric_for_best_model": "errors", "greater_is_better": False}, "refused"),
     ],
 )
 @pytest.mark.parametrize("name", ["ReduceLROnPlateau", "torch.optim.lr_scheduler:ReduceLROnPlateau"])
@@ -614,14 +732,13 @@ def test_plateau_is_given_what_its_mode_is_made_for(
         return
     schedule = make_schedule(optimizer, train, 10, wanted)
     # It gets better first, and then worse; what is not followed does the opposite.
-    better = {"loss": (1.0, 0.5, 0.9), "accuracy": (0.5, 0.9, 0.6)}
-    better["accuracy"] = better["loss"] if followed == "accuracy" and not wanted.higher_wins else better["accuracy"]
+    better = {"loss": (1.0, 0.5, 0.9), "accuracy": (0.5, 0.9, 0.6), "errors": (1.0, 0.5, 0.9)}
     rates = []
     for turn in range(3):
-        other = {"loss": "accuracy", "accuracy": "loss"}[followed]
+        other = "accuracy" if followed == "loss" else "loss"
         schedule.after_evaluation({followed: better[followed][turn], other: 1.0})
         rates.append(optimizer.param_groups[0]["lr"])
-    schedule.after_evaluation({"loss": NAN, "accuracy": NAN})
+    schedule.after_evaluation({"loss": NAN, followed: NAN})
     rates.append(optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx([1.0, 1.0, 0.1, 0.1])
 
