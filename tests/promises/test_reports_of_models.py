@@ -242,10 +242,8 @@ F32 = {"dtype": "F32", "shape": [1]}
         (config(hidden_size="x"), "hidden_size"),
         (config(id2label=[1]), "its config.json cannot be used"),
         (config(num_attention_heads=0), "cannot be loaded"),
-        (config(num_hidden_layers=-1), ""),
         (config(hidden_size=-1), "cannot be loaded"),
         (config(model_type=[1]), "cannot be used"),
-        (config(architectures="BertModel"), ""),
         (config(vocab_size=7), "has the shape"),
         (config(pad_token_id=10**6), ""),
         (config(transformers_weights="other.safetensors"), "names its weights by transformers_weights"),
@@ -302,9 +300,6 @@ def test_shards_in_a_folder_below_are_loaded_and_part_of_the_identity(tiny_model
     assert folder / "parts/one.safetensors" in _loaded(folder, LOADED["train"])
     found = load(folder).state_dict()
     assert all(torch.equal(found[f"bert.{name}"], tensor) for name, tensor in expected.items())
-
-
-# Broken parameters.
 
 
 # What a loaded model brings is compared with tokenizer and data.
@@ -521,7 +516,9 @@ def test_module_is_the_same_after_training_saving_and_a_checkpoint(what: str, tm
     put_back()
     optimizer.step()
     model(torch.ones(2, 3))
-    if isinstance(model.extra, dict) and "t" in model.extra:
+    if what == "plain":
+        model.extra["a"].append((3, "b"))
+    if what == "tensor":
         model.extra["t"] += 1
     save_model(model, tmp_path, params)
     loaded: Any = load_model(tmp_path, CPU, params.source, params.kwargs)
