@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import fcntl
 import json
 import os
 import re
@@ -27,7 +28,7 @@ from stages.config.read import parse_params, read_yaml
 from stages.config.schema import EvaluateParams
 from stages.ground import errors
 from stages.ground.errors import UserError, run_stage
-from stages.keeping.folder import RunFolder, left_by_a_prune, list_runs, prune, runs_root
+from stages.keeping.folder import RunFolder, left_by_a_prune, list_runs, runs_root
 from stages.keeping.identity import Identity
 from stages.keeping.sealed import SaveError
 from stages.keeping.store import DiskStore, Key
@@ -182,16 +183,22 @@ def test_starts_and_prunes_of_one_run_in_a_loop_never_fail() -> None:
 
 
 @pytest.mark.usefixtures("own_root")
-def test_start_that_waited_for_a_process_whose_run_was_removed_has_a_lock_and_a_folder_of_its_own() -> None:
-    first, removes = RunFolder.of(IDENTITY), RunFolder.of(IDENTITY)
-    first.enter(IDENTITY)
-    prune([removes], lambda line: None)  # in the process that has it, a lock is free
-    waited = RunFolder.of(IDENTITY)
-    assert waited.enter(IDENTITY)
-    assert os.path.samestat(os.fstat(waited.lock._file.fileno()), waited.lock.path.stat())  # type: ignore[union-attr]
-    assert waited.identity_values() == IDENTITY.values
-    waited.lock.release()
-    first.lock.release()
+def test_start_whose_run_is_removed_as_it_takes_the_lock_has_a_lock_and_a_folder_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run, lockf = RunFolder.of(IDENTITY), fcntl.lockf
+
+    def removed_and_made_anew_before(*arguments: Any) -> None:
+        monkeypatch.setattr(fcntl, "lockf", lockf)
+        shutil.rmtree(run.path)
+        run.path.mkdir()
+        lockf(*arguments)
+
+    monkeypatch.setattr(fcntl, "lockf", removed_and_made_anew_before)
+    assert run.enter(IDENTITY)
+    assert os.path.samestat(os.fstat(run.lock._file.fileno()), run.lock.path.stat())  # type: ignore[union-attr]
+    assert run.identity_values() == IDENTITY.values
+    run.lock.release()
 
 
 @pytest.mark.usefixtures("own_root")
@@ -696,7 +703,7 @@ NAN = float("nan")
     ("scores", "best"),
     [
         ({1: (NAN, 0.9), 2: (NAN, 0.7), 3: (NAN, 0.8)}, [2, 3, 1]),
-        ({1: (NAN, 0.1), 2: (0.5, 0.9), 3: (0.6, 0.9)}, [3, 2, 1]),
+        ({1: (NAN, 0.1), 2: (-0.5, 0.9), 3: (0.6, 0.9)}, [3, 2, 1]),
         ({1: (NAN, NAN), 2: (NAN, 0.7), 3: (NAN, NAN)}, [2, 1, 3]),
     ],
 )
