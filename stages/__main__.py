@@ -13,7 +13,7 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
-from stages.ground.errors import UserError, run_stage
+from stages.ground.errors import UserError, one_line, run_stage
 from stages.ground.signals import PARENT_PID
 
 
@@ -71,15 +71,18 @@ def list_all() -> None:
         if run.format != FORMAT:
             state = "unreadable" if run.format is None else f"format {run.format}: {version_of(run.format)}"
         table.add_row(
-            run.id,
-            state,
+            one_line(run.id),
+            one_line(state),
             run.newest_reference() if run.format == FORMAT else "",
             datetime.fromtimestamp(run.used).isoformat(" ", "seconds"),
             f"{run.bytes / 1e6:.0f} MB",
         )
     for rest in left_by_a_prune():
-        table.add_row(rest.id, "removed in part: runs --prune clears it", "", "", f"{rest.bytes / 1e6:.0f} MB")
-    Console(width=max(Console().width, 120)).print(table)
+        table.add_row(
+            one_line(rest.id), "removed in part: runs --prune clears it", "", "", f"{rest.bytes / 1e6:.0f} MB"
+        )
+    # What is in a folder is shown as it is, never followed.
+    Console(width=max(Console().width, 120), markup=False, emoji=False).print(table)
 
 
 def prune_runs(ids: list[str]) -> None:
@@ -87,10 +90,14 @@ def prune_runs(ids: list[str]) -> None:
     from stages.keeping.folder import prune, removable, runs_named
 
     runs = list(runs_named(ids)) if ids else removable()[:-1]
+
+    def tell(line: str) -> None:
+        print(one_line(line), flush=True)
+
     for run in runs:
         state = "finished" if run.finished else "not finished"
-        print(f"to be removed: run {run.id}, {state}, {run.bytes / 1e6:.0f} MB", flush=True)
-    prune(runs, print)
+        tell(f"to be removed: run {run.id}, {state}, {run.bytes / 1e6:.0f} MB")
+    prune(runs, tell, unfinished=bool(ids))
 
 
 def main() -> None:

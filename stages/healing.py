@@ -88,15 +88,15 @@ def _without_dead(lock: dict[str, Any], since: float) -> dict[str, Any]:
 
 def _heal_rwlock() -> Iterator[str]:
     path = DVC_TMP / "rwlock"
-    if not path.exists() or path.read_text(errors="replace").strip() == "{}":
+    if not path.exists() or (path.is_file() and path.read_text(errors="replace").strip() == "{}"):
         return
     with _dvc_guard("rwlock.lock") as free:
         if not free:
             return
         try:
-            lock = json.loads(path.read_text(encoding="utf-8"))
+            lock = json.loads(path.read_text(encoding="utf-8") if path.is_file() else "")
             mended = _without_dead(lock, path.stat().st_mtime)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             yield f"{path} was torn by a kill: set aside as {_set_aside(path)}"
             return
         if mended["write"] != lock.get("write", {}) or mended["read"] != lock.get("read", {}):
@@ -111,10 +111,12 @@ def _is_lock_file_whole() -> bool:
     from ruamel.yaml import YAML, YAMLError
     from voluptuous import Invalid
 
+    if not LOCK_FILE.is_file():
+        return False
     try:
         text = LOCK_FILE.read_text(encoding="utf-8")
         lock = COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe").load(text))
-    except (UnicodeDecodeError, YAMLError, Invalid, RecursionError):
+    except (ValueError, YAMLError, Invalid, RecursionError):
         return False
     # The schema asks for neither: DVC writes a file once it has one of them.
     return text.endswith("\n") and bool(lock.keys() & {"stages", "datasets"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -38,6 +39,14 @@ def _object(path: Path, where: str) -> dict[str, Any]:
     return found
 
 
+def _nested(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The keys and values of a config and of the configs in it."""
+    for key, value in values.items():
+        yield key, value
+        if isinstance(value, dict):
+            yield from _nested(value)
+
+
 def weight_files(folder: Path, where: str) -> list[Path]:
     """The files of safetensors in `folder` that are loaded; `where` names it in messages.
 
@@ -45,7 +54,11 @@ def weight_files(folder: Path, where: str) -> list[Path]:
         UserError: there is none, or the index names anything but safetensors inside of the folder.
     """
     single, index = (folder / name for name in WEIGHTS)
-    return [single] if single.is_file() else [folder / name for name in _shards(index, where)]
+    found = [single] if single.is_file() else [folder / name for name in _shards(index, where)]
+    for path in found:
+        if not path.is_file():
+            raise UserError(f"{where}: {path.relative_to(folder)} cannot be read: no such file; fetch it again")
+    return found
 
 
 def _shards(index: Path, where: str) -> list[str]:
@@ -86,7 +99,16 @@ def require_whole_model(folder: Path, where: str) -> None:
     _require_objects(folder, OF_MODEL, where)
     if (folder / "adapter_config.json").is_file():
         raise UserError(f"{where}: it has an adapter_config.json, so it is no whole model; merge the adapter into one")
-    if "transformers_weights" in _object(folder / "config.json", where):
+    config = _object(folder / "config.json", where)
+    for key, value in _nested(config):
+        if key.strip("_").startswith(("attn_implementation", "experts_implementation")) and "/" in str(value):
+            raise UserError(
+                f"{where}: config.json names {quote(value)} as its {key}, which is code on the Hub, and none is run; "
+                "leave it out"
+            )
+    if config.get("quantization_config") is not None:
+        raise UserError(f"{where}: config.json has a quantization_config; only plain weights can be trained on here")
+    if "transformers_weights" in config:
         raise UserError(
             f"{where}: config.json names its weights by transformers_weights; call them {WEIGHTS[0]} and leave it out"
         )

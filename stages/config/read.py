@@ -88,12 +88,12 @@ def read_yaml(path: str | Path) -> Any:
     """
     from ruamel.yaml import YAML, YAMLError
 
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file; run from the folder that holds it")
     try:
         text = Path(path).read_text(encoding="utf-8")
         _bound(path, YAML(typ="safe").parse(text))
         return YAML(typ="safe").load(text)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; run from the folder that holds it") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
     except YAMLError as error:

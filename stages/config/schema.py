@@ -6,7 +6,9 @@ typo is reported before torch is loaded.
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -65,11 +67,23 @@ def _without_nul(name: str) -> str:
     return name
 
 
+def _possible_path(name: str) -> str:
+    """A name that may be a path: what a disk, or the system that looks for a home folder, fails on is no name."""
+    if any(len(os.fsencode(part)) > 255 for part in name.split("/")) or len(os.fsencode(name)) > 4095:
+        raise ValueError(f"{quote(name)} is longer than any path")
+    try:
+        Path(name).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{quote(name)}: there is no such user; write the whole path") from None
+    return name
+
+
 Name = Annotated[str, Field(min_length=1), AfterValidator(_without_nul)]
+Place = Annotated[Name, AfterValidator(_possible_path)]
 
 
 class DataParams(Section):
-    path: Name
+    path: Place
     dataset: Name | None
     config: Name | None
     revision: Name | None
@@ -114,13 +128,13 @@ class DataParams(Section):
 
 
 class ModelParams(Section):
-    source: Name
+    source: Place
     revision: Name | None
     kwargs: Kwargs
 
 
 class TokenizeParams(Section):
-    tokenizer: Name | None
+    tokenizer: Place | None
     max_length: Annotated[int, Field(ge=4, le=2**31 - 1)]
     pad_token: Name | None
     split_special_tokens: bool | None

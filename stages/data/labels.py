@@ -85,7 +85,8 @@ def count_labels(labels: pa.ChunkedArray) -> Counter[str]:
 
 
 def _sorted_names(counts: Counter[str]) -> list[str]:
-    if all(INTEGER.fullmatch(name) for name in counts):
+    # Of more digits Python makes no number, and nobody a class.
+    if all(INTEGER.fullmatch(name) and len(name) < 100 for name in counts):
         return sorted(counts, key=lambda name: (int(name), name))
     return sorted(counts)
 

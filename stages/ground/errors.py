@@ -40,7 +40,8 @@ def located(where: str, kind: type[UserError] = UserError) -> Iterator[None]:
 @contextmanager
 def user_code(what: str) -> Iterator[None]:
     """Whatever code of the user's, or a library that was given the user's values, raises in here becomes one line:
-    `what`, the kind of error, its message and where it was raised."""
+    `what`, the kind of error, its message and where it was raised. Its `sys.exit()` too, which would end a stage that
+    made nothing as if it had succeeded."""
     try:
         yield
     except UserError:
@@ -86,12 +87,12 @@ def one_line(message: str) -> str:
 
 def say(line: str) -> None:
     """One line for people, on stderr as all progress is."""
-    print(line, file=sys.stderr, flush=True)
+    print(one_line(line), file=sys.stderr, flush=True)
 
 
 def fail(message: str) -> NoReturn:
     """Print `message` as the one line a person sees, and exit with code 2."""
-    say(f"error: {one_line(message)}")
+    say(f"error: {message}")
     sys.exit(USER_ERROR_EXIT)
 
 

@@ -30,5 +30,6 @@ def step_of(name: str) -> int:
 
 
 def steps_in(names: Iterable[str]) -> list[int]:
-    """The steps of those `names` that name one, the newest first."""
-    return sorted((step_of(name) for name in names if _NAME.fullmatch(name)), reverse=True)
+    """The steps of those `names` that name one as `step_name` does, the newest first."""
+    steps = [(name, step_of(name)) for name in names if _NAME.fullmatch(name)]
+    return sorted((step for name, step in steps if name == step_name(step)), reverse=True)

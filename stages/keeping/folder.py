@@ -34,7 +34,11 @@ def runs_root() -> Path:
     if here.is_relative_to(repository / ".dvc/tmp"):
         copy = next((folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir()), here)
         here = repository / here.relative_to(copy)
-    return here / Path(os.environ.get(RUNS_VARIABLE) or "runs").expanduser()
+    named = os.environ.get(RUNS_VARIABLE) or "runs"
+    try:
+        return here / Path(named).expanduser()
+    except RuntimeError:
+        raise UserError(f"{RUNS_VARIABLE} is {quote(named)}, but there is no such user; write the whole path") from None
 
 
 def runs_limit() -> int | None:
@@ -85,6 +89,8 @@ class RunFolder:
         return values if values.get("format") == FORMAT else {}
 
     def _read_any(self, name: str) -> dict[str, Any]:
+        if not (self.path / name).is_file():  # of a pipe the reader would wait for ever
+            return {}
         try:
             values = json.loads((self.path / name).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
@@ -108,7 +114,7 @@ class RunFolder:
     def environment(self) -> dict[str, Any]:
         """What surrounded it last (see stages.keeping.environment); empty if that is not known."""
         values = self._read("environment.json").get("values")
-        return values if isinstance(values, dict) else {}
+        return values if isinstance(values, dict) and type(values.get("threads")) is int else {}
 
     def keep_environment(self, environment: dict[str, Any]) -> None:
         """Write the environment down for the stages after train."""
@@ -198,10 +204,13 @@ class RunFolder:
         except OSError:
             return 0.0
 
-    def remove(self) -> None:
-        """Remove it all. Raises UserError or OSError if another process has it, or it belongs to somebody else."""
+    def remove(self, unfinished: bool = True) -> None:
+        """Remove it all. Raises UserError or OSError if another process has it, it belongs to somebody else, or it is
+        not finished and `unfinished` is false."""
         self.lock.acquire()
         try:
+            if not unfinished and not self.finished:  # whatever it was before: a start may have begun it anew
+                raise UserError("it is not finished any more; name it to remove it all the same")
             disk.remove(self.path)
         finally:
             self.lock.release()
@@ -227,7 +236,7 @@ def _sources() -> set[str]:
     """The runs that others start from and have not saved anything of their own yet."""
     waiting = [run for run in list_runs() if not run.finished and not run.checkpoints.steps()]
     named = [(run.identity_values() or {}).get("train.init_from_run") or "" for run in waiting]
-    return {reference.partition("/")[0] for reference in named}
+    return {str(reference).partition("/")[0] for reference in named}
 
 
 def removable() -> list[RunFolder]:
@@ -237,11 +246,14 @@ def removable() -> list[RunFolder]:
 
 def left_by_a_prune() -> list[RunFolder]:
     """What a prune that was killed left half-removed, by the name that it lies under."""
-    return [RunFolder(path) for path in sorted(runs_root().glob(f".*{disk.REMOVED}"))]
+    with contextlib.suppress(OSError):
+        return [RunFolder(path) for path in sorted(runs_root().glob(f".*{disk.REMOVED}"))]
+    return []
 
 
-def prune(runs: list[RunFolder], say: Callable[[str], None]) -> None:
-    """Remove `runs`, each with a line that says so, or why not; and what a prune that was killed left half-removed."""
+def prune(runs: list[RunFolder], say: Callable[[str], None], unfinished: bool = True) -> None:
+    """Remove `runs`, each with a line that says so, or why not; and what a prune that was killed left half-removed.
+    One that is not finished goes only if `unfinished`."""
     for rest in left_by_a_prune():
         size = rest.bytes
         with contextlib.suppress(OSError):  # another prune's, which is at it
@@ -255,7 +267,7 @@ def prune(runs: list[RunFolder], say: Callable[[str], None]) -> None:
             say(f"kept run {run.id}: another run starts from it and has saved nothing of its own yet")
             continue
         try:
-            run.remove()
+            run.remove(unfinished)
             say(f"removed run {run.id} ({size / 1e6:.0f} MB)")
         except FileNotFoundError:
             say(f"run {run.id} was removed by somebody else")
@@ -277,7 +289,7 @@ def keep_within_limit(current: RunFolder, say: Callable[[str], None]) -> None:
             return
         if run.id not in (current.id, *_sources()):
             say(f"all runs take {total} bytes, and {LIMIT_VARIABLE} is {limit}:")
-            prune([run], say)
+            prune([run], say, unfinished=False)
 
 
 def version_of(number: Any) -> str:

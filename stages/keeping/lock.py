@@ -77,6 +77,8 @@ class Lock:
 
     def holder(self) -> str | None:
         """The pid of the process that has the lock, or None. Not for a process that has it itself."""
+        if not self.path.is_file():  # of a pipe the reader would wait for ever
+            return None
         try:
             with self.path.open("r", encoding="utf-8") as file:
                 try:

@@ -35,7 +35,7 @@ REBUILD, WEIGHTS, EXTRA = "model.json", "model.safetensors", "extra_state"
 # What else is in the folder of a model that was saved, tokenizer and card included: nothing that somebody put there.
 KNOWN = (
     "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json", "README.md", ".git*",
-    "task.json", "features.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*",
+    "task.json", "features.json", "tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "chat_template*",
     "vocab.*", "merges.txt", "*.model",
 )  # fmt: skip
 
@@ -66,10 +66,6 @@ def build_model(
     require_whole_model(folder, where)
     with _one_line(f"{where} cannot be loaded"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        if getattr(config, "quantization_config", None):
-            raise UserError(
-                f"{where}: its weights are quantised, which cannot be trained; name the model of full precision"
-            )
         for key in params.kwargs:
             if not hasattr(config, key) or callable(getattr(config, key)):
                 raise UserError(f"model.kwargs: {quote(key)} is no setting of {type(config).__name__}")
@@ -132,10 +128,11 @@ def _fit_head(
     missing = set(info["missing_keys"])
     if not state.keys() - outside - missing:
         raise UserError(f"model.source: none of its weights are those of a {type(model).__name__}'s encoder")
-    lacking = [name for name in state if name in missing and name not in outside]
+    # Many encoders are saved without their pooler, which is new then as a head is.
+    lacking = [name for name in state if name in missing and name not in outside and ".pooler." not in name]
     if lacking:
         number = f"{len(lacking)} of {len(state.keys() - outside)}"
-        say(f"model.source: {number} weights of its encoder are not in its folder, and are new: {_some(lacking)}")
+        say(f"warning: model.source: {number} weights of its encoder are not in its folder, and new: {_some(lacking)}")
     if not outside - missing:
         return  # the usual case: the head is new
     theirs, ours = _in_order(before.id2label), list(head.config.get("id2label", {}).values())
@@ -220,7 +217,9 @@ def _call_factory(source: str, kwargs: dict[str, Any]) -> nn.Module:
         model = factory(**kwargs)
     if not isinstance(model, nn.Module):
         raise UserError(f"{what} gives {type(model).__name__}; it should give a nn.Module")
-    _own_memory(model, what)
+    with user_code(f"{what}: its state cannot be kept, as where a buffer is sparse or nested"):
+        _own_memory(model, what)
+        model.state_dict()
     return model
 
 
@@ -234,6 +233,11 @@ def _own_memory(model: nn.Module, what: str) -> None:
                 raise UserError(
                     f"{what}: {prefix}{'.' * bool(prefix)}{name} has no shape before the model was called; "
                     "give the layer its size (LazyLinear: Linear), or let the factory call the model once, on zeros"
+                )
+            if tensor.is_meta:
+                raise UserError(
+                    f"{what}: {prefix}{'.' * bool(prefix)}{name} is on the meta device, so it has no values; make it "
+                    "on the CPU"
                 )
             if any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)):
                 tensor.data = tensor.contiguous()
@@ -303,10 +307,14 @@ def load_model(
         else:
             require_whole_model(folder, str(folder))
             wrote = AutoConfig.from_pretrained(folder, trust_remote_code=False).architectures[0]
-            model = getattr(transformers, wrote).from_pretrained(
-                folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
-            )
-    return model.to(device).eval()
+            kind = getattr(transformers, wrote)
+            if not (inspect.isclass(kind) and issubclass(kind, PreTrainedModel)):
+                raise UserError(f"{folder}: config.json names {quote(wrote)}, which is no model; run: dvc repro train")
+            model = kind.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32)
+    # What these return is not looked at: who overrides `train` or `to` forgets it easily.
+    model.to(device)
+    model.eval()
+    return model
 
 
 def _require_known(folder: Path) -> None:

@@ -23,9 +23,12 @@ class Forward(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        parameters = inspect.signature(model.forward).parameters.values()
-        self._names = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD}
-        self._takes_all = len(self._names) < len(parameters)
+        try:
+            parameters = list(inspect.signature(model.forward).parameters.values())
+        except ValueError:  # a traced module has none
+            parameters = []
+        self._names = {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.POSITIONAL_ONLY)}
+        self._takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits of shape (rows, outputs), in the model's own precision, of a batch without its labels.

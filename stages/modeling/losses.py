@@ -94,10 +94,10 @@ def _custom(path: str, kwargs: dict[str, Any], device: torch.device) -> RowLoss:
         function.to(device)
 
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
-        before = _state(function)
+        before = own_state(function)
         # (rows, 1) against (rows,) would broadcast to (rows, rows) without a word.
         value = function(logits.squeeze(1) if logits.shape[1] == 1 else logits, labels)
-        changed = [name for name, found in _state(function).items() if before.get(name, _NEW) != found]
+        changed = [name for name, found in own_state(function).items() if before.get(name, _NEW) != found]
         if changed:
             raise UserError(
                 f"train.loss {path} changes its own {', '.join(changed[:3])} when it is called, which no checkpoint "
@@ -117,9 +117,9 @@ def _custom(path: str, kwargs: dict[str, Any], device: torch.device) -> RowLoss:
 _NEW = object()
 
 
-def _state(function: Any) -> dict[str, Any]:
-    """What a loss that is an object holds, in a form that tells whether it was changed: tensors by their version, so
-    that nothing is copied or waited for. Empty for a function."""
+def own_state(function: Any) -> dict[str, Any]:
+    """What a loss or model that is an object holds by itself, in a form that tells whether it was changed: tensors by
+    their version, so that nothing is copied or waited for. Empty for a function."""
     modules = function.named_modules() if isinstance(function, nn.Module) else [("", function)]
     found: dict[str, Any] = {}
     for prefix, module in modules:
@@ -130,6 +130,8 @@ def _state(function: Any) -> dict[str, Any]:
                 found[f"{prefix}{'.' * bool(prefix)}{name}"] = (id(value), value._version)
             elif isinstance(value, str | bool | int | float | None):
                 found[f"{prefix}{'.' * bool(prefix)}{name}"] = value if value == value else "nan"
+            elif isinstance(value, torch.Generator):
+                found[f"{prefix}{'.' * bool(prefix)}{name}"] = value.get_state().tolist()
             elif isinstance(value, list | dict | set | deque):
                 found[f"{prefix}{'.' * bool(prefix)}{name}"] = (id(value), len(value))
     return found

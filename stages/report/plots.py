@@ -35,7 +35,9 @@ def plot_names(label_names: Sequence[str]) -> list[str]:
     """
     names = [class_name(name, NAME_LENGTH).replace("<", "\u2039") for name in label_names]
     names = [f"'{name}" if _FORMULA.match(name) and not _NUMBER.fullmatch(name) else name for name in names]
-    return [name if names.count(name) == 1 else f"{name} ({index})" for index, name in enumerate(names)]
+    while len(set(names)) < len(names):  # what is added may be another's name
+        names = [name if names.count(name) == 1 else f"{name} ({index})" for index, name in enumerate(names)]
+    return names
 
 
 def confusion_rows(predictions: pd.DataFrame, task: Task) -> pd.DataFrame:

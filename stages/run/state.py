@@ -10,11 +10,11 @@ from typing import Annotated, Any, Protocol, TypeVar
 
 import pydantic
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import TypedDict
 
-from stages.ground.errors import user_code
+from stages.ground.errors import UserCodeError, user_code
 from stages.keeping.sealed import DamagedError, FileRecord
 from stages.modeling import codec
 from stages.modeling.codec import Tree
@@ -136,6 +136,22 @@ class TrainState:
     steps_per_epoch: int
     progress: Progress = field(default_factory=Progress)
 
+    def __post_init__(self) -> None:
+        self._layout = _layout(self.model)
+
+    def require_layout(self) -> None:
+        """Raise UserCodeError if the model's state is laid out in another way than when it was built, so that what is
+        saved of it could not be loaded again."""
+        now = _layout(self.model)
+        for name in sorted(now.keys() | self._layout.keys()):
+            before, found = self._layout.get(name, "not there"), now.get(name, "not there")
+            if before != found:
+                raise UserCodeError(
+                    f"model.source: forward changed {name}, which was {before} when the model was built and is {found} "
+                    f"at step {self.progress.step}, so that no checkpoint of it can be loaded; make it where the model "
+                    "is built, in the shape and type that it keeps"
+                )
+
     @property
     def model(self) -> nn.Module:
         """The model itself, to look at and to change; it is called through `parallel`."""
@@ -187,6 +203,12 @@ class TrainState:
         """Go back to where `state` was taken."""
         for name, part in self.parts().items():
             part.load_state_dict(state[name])
+
+
+def _layout(model: nn.Module) -> dict[str, str]:
+    """Type and shape of every tensor in the model's state."""
+    state = model.state_dict()
+    return {name: f"{value.dtype} {tuple(value.shape)}" for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def broadcast_state(world: World, state: TrainState) -> None:

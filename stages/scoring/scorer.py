@@ -118,7 +118,7 @@ class Scorer:
             with located(where), user_code("the model or the loss fails in eval mode"):
                 with self.compute.autocast():
                     logits = forward(inputs)
-                logits = logits.float()
+                logits = logits.detach().float()  # a compiled script may forget that there are no gradients
                 losses = None if labels is None else self.objective.each_row(logits, labels)
             if turn * world.size + world.rank < len(batches):
                 yield Scored(number, batches[number], logits.cpu(), None if losses is None else losses.cpu())

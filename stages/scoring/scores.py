@@ -126,9 +126,9 @@ def _new_name(entry: str, name: object, found: dict[str, float]) -> str:
 def _number(entry: str, name: str, value: Any) -> float:
     # NumPy's and torch's numbers are arrays of no dimension.
     number = value.item() if getattr(value, "ndim", None) == 0 else value
+    if not isinstance(number, Real):
+        raise UserError(f"evaluate.metrics: {quote(entry)} gives {quote(name)}: {quote(value)}; it should be a number")
     try:
-        if isinstance(number, Real):
-            return float(number)
+        return float(number)
     except OverflowError:
-        pass
-    raise UserError(f"evaluate.metrics: {quote(entry)} gives {quote(name)}: {quote(value)}; it should be a number")
+        raise UserError(f"evaluate.metrics: {quote(entry)} gives {quote(name)}, a number that no float holds") from None

@@ -100,6 +100,8 @@ def at_boundary(session: Session) -> Ending | None:
     stops, saves = agree(session, recorder.is_due())
     if progress.stop_reason is not None and progress.evaluated_step != progress.step:
         evaluate(session)  # where a callback ends the run
+    if stops or saves:
+        session.state.require_layout()
     if saves:
         recorder.save()
     if progress.is_complete(session.inputs.total_steps):
@@ -262,6 +264,7 @@ def evaluate(session: Session) -> None:
         _doubt_scores(scores, predictions, session)
     state.record("eval", scores)
     state.schedule.after_evaluation(scores)
+    state.require_layout()
     if not math.isnan(scores["loss"]):
         session.recorder.keep_candidate(scores)
     state.progress.evaluated_step = state.progress.step

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 
 import datasets
 from torch import Tensor
@@ -80,17 +81,24 @@ def load_steps(inputs: Inputs, progress: Progress, num_workers: int) -> Iterator
     device, rank, size = inputs.compute.device, inputs.compute.world.rank, inputs.compute.world.size
     plan = [inputs.plan.steps(progress.step + 1, inputs.total_steps) for _ in range(2)]
     rows = (micro_batch.rows for step in plan[0] for micro_batch in share(step, rank, size))
-    batches = iter(make_loader(inputs.train_split, rows, inputs.tokenizer, device, num_workers, ignore_stop_signals))
-    workers = multiprocessing.active_children()
-    if num_workers:
-        # The loader's own handler raises wherever the loop is, half-way through a step too; `next` finds out as well.
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    loader = make_loader(inputs.train_split, rows, inputs.tokenizer, device, num_workers, ignore_stop_signals)
+    batches: Iterator[Batch] | None = None
+    workers: list[BaseProcess] = []
     for step in plan[1]:
         try:
+            if batches is None:
+                batches = iter(loader)  # a process may die as soon as it is there
+                workers = list(multiprocessing.active_children())
+                if num_workers:
+                    # The loader's own handler raises wherever the loop is, half-way through a step too; `next` finds
+                    # out as well.
+                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             mine = [(micro_batch, next(batches)) for micro_batch in share(step, rank, size)]
         except Exception as error:
             # In which words a dead one is noticed depends on what it was doing.
-            if not wait([worker.sentinel for worker in workers], timeout=1):
+            # One that died before it was listed is not among them.
+            died = len(workers) < num_workers or wait([worker.sentinel for worker in workers], timeout=1)
+            if not died:
                 line = (
                     f"the batches of step {step[0].step} cannot be made: {describe(error)}; the state after step "
                     f"{progress.step} is saved"

@@ -25,7 +25,7 @@ from stages.modeling import codec
 from stages.modeling.buffers import remember_buffers
 from stages.modeling.build import extra_state, load_model, save_model
 from stages.modeling.head import head_of
-from stages.modeling.losses import loss_name
+from stages.modeling.losses import loss_name, own_state
 from stages.modeling.parallel import Parallel
 from stages.modeling.world import World
 from stages.run.state import TrainState
@@ -66,11 +66,17 @@ def preflight(state: TrainState, inputs: Inputs, params: Params, say: Callable[[
     shapes = ", ".join(f"{name} {_shape(tensor)}" for name, tensor in batch.items())
     with _untouched(model):
         compute.seed_at(micro_batch.step, micro_batch.micro_batch)
-        watch = _watch_lost_buffers(model)
+        watch, own = _watch_lost_buffers(model), _watch_own_state(model)
         source = f"model.source {quote(params.model.source)}"
         with user_code(f"{source} fails on the first batch ({shapes})"), compute.autocast():
             logits = state.parallel.forward(batch)
         watch()
+        if params.model.source.startswith(FACTORY) and (changed := own()):
+            say(
+                f"warning: model.source: forward changes {', '.join(changed[:3])} of the model, which no checkpoint "
+                "holds: if results depend on it, a run that was killed ends with others; make it a buffer, or part of "
+                "get_extra_state"
+            )
         _check_logits(logits, len(labels), head.outputs, params.model.source)
         _check_activation(logits, head.outputs, is_custom(params.train.loss or ""), say)
         given = f"logits {_shape(logits)} and labels {_shape(labels)}"
@@ -117,6 +123,22 @@ def _watch_lost_buffers(model: nn.Module) -> Callable[[], None]:
                 )
 
     return check
+
+
+def _watch_own_state(model: nn.Module) -> Callable[[], list[str]]:
+    """A function that names what modules hold besides parameters, buffers and extra state, and have changed since."""
+    kept = {name for name, _ in model.named_buffers()}
+    with_extra = {name for name, m in model.named_modules() if type(m).get_extra_state is not nn.Module.get_extra_state}
+    before = own_state(model)
+
+    def changed() -> list[str]:
+        return [
+            name
+            for name, found in own_state(model).items()
+            if name not in kept and name.rpartition(".")[0] not in with_extra and before.get(name, ...) != found
+        ]
+
+    return changed
 
 
 def _check_last_micro_batch(state: TrainState, inputs: Inputs, params: Params) -> None:
@@ -227,6 +249,12 @@ def _check_activation(logits: Tensor, outputs: int, custom_loss: bool, say: Call
 
 
 def _doubt_gradients(model: nn.Module, say: Callable[[str], None]) -> None:
+    for name, p in model.named_parameters():
+        if p.grad is not None and p.grad.layout is not torch.strided:
+            raise UserError(
+                f"model.source: {name} gets a sparse gradient, which can be neither clipped nor summed over processes; "
+                "make its layer without sparse=True"
+            )
     idle = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     if idle:
         more = f" and {len(idle) - 3} more" if len(idle) > 3 else ""

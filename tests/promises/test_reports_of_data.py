@@ -27,6 +27,7 @@ from stages.ground.errors import UserError, run_stage
 from stages.modeling.head import head_of
 from stages.report.html import render_report
 from stages.report.model_card import model_card
+from stages.report.plots import plot_names
 from stages.select_best import write_plots
 from tests.support.project import ROOT, WORDS, Project
 from tests.support.report_input import CLASSIFICATION, predictions, report_input
@@ -747,3 +748,14 @@ def test_pipe_in_a_folder_of_data_is_refused_before_dvc_waits_for_it(project: Pr
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=60)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines()[-1].startswith("error: data/in/deep/er/pipe: a pipe, a device or a socket")
+
+
+def test_two_classes_never_have_one_name_in_a_plot() -> None:
+    for names in (["<a", "\u2039a", "\u2039a (0)"], ["=a b", "'=a b", "'=a b (1)"], ["a", "a", "a (0)", "a (0) (0)"]):
+        assert len(set(plot_names(names))) == len(names)
+
+
+def test_label_of_very_many_digits_is_a_name(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    lay_out(project, {"train.csv": text(NUMBERS.replace("1", "9" * 5000))})
+    project.write_params()
+    assert "train: " in says(capsys)

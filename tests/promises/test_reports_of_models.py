@@ -6,6 +6,7 @@ An input a row, and the line or the value that is right.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -28,9 +29,12 @@ from stages.keeping.identity import LOADED, _loaded
 from stages.modeling import codec
 from stages.modeling.buffers import remember_buffers
 from stages.modeling.build import build_model, load_model, save_model
+from stages.modeling.forward import Forward
 from stages.modeling.head import head_of
 from stages.modeling.losses import make_objective
+from stages.watching import preflight
 from tests.support.project import ROOT, line_of
+from tests.support.runs import make_state, take_steps
 
 CPU = torch.device("cpu")
 Damage = Callable[[Path], object]
@@ -141,7 +145,16 @@ def test_model_json_that_is_none_is_one_line(here: Path, text: str, expected: st
 
 
 @pytest.mark.parametrize(
-    "name", ["pytorch_model.bin", "modeling.py", "adapter_config.json", "x.pkl", "custom_generate", "config.json"]
+    "name",
+    [
+        "pytorch_model.bin",
+        "modeling.py",
+        "tokenizer_evil.py",
+        "adapter_config.json",
+        "x.pkl",
+        "custom_generate",
+        "config.json",
+    ],
 )
 def test_folder_of_a_model_holds_nothing_else(here: Path, name: str) -> None:
     folder = factory_folder("factory:own_code:build", SIZES)
@@ -203,6 +216,21 @@ def sharded(*names: str) -> Damage:
     return write
 
 
+def pipe(folder: Path) -> None:
+    sharded("pipe.safetensors")(folder)
+    os.mkfifo(folder / "pipe.safetensors")
+
+
+def without(part: str) -> Damage:
+    """A folder whose weights lack those with `part` in their name."""
+
+    def write(folder: Path) -> None:
+        kept = {name: value for name, value in load_file(folder / "model.safetensors").items() if part not in name}
+        save_file(kept, folder / "model.safetensors", {"format": "pt"})
+
+    return write
+
+
 def damaged(tiny_model: Path, tmp_path: Path, damage: Damage) -> Path:
     folder = shutil.copytree(tiny_model, tmp_path / "outer/model")
     save_file({"tensor": torch.ones(1)}, folder.parent / "outside.safetensors")
@@ -247,8 +275,7 @@ F32 = {"dtype": "F32", "shape": [1]}
         (config(vocab_size=7), "has the shape"),
         (config(pad_token_id=10**6), ""),
         (config(transformers_weights="other.safetensors"), "names its weights by transformers_weights"),
-        (config(quantization_config={"quant_method": "x"}), "its weights are quantised, which cannot be trained"),
-        (config(quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True}), "weights are quantised"),
+        (config(quantization_config={"quant_method": "x"}), "has a quantization_config"),
         (text("adapter_config.json", '{"base_model_name_or_path": "a/b"}'), "merge the adapter into one"),
         (weights(lambda data: data[: len(data) // 2]), "model.safetensors cannot be read: Error while deserializing"),
         (weights(lambda data: data[:4]), "model.safetensors cannot be read: Error while deserializing"),
@@ -274,6 +301,10 @@ F32 = {"dtype": "F32", "shape": [1]}
         (sharded(), "should have a weight_map"),
         (sharded(7), "should have a weight_map"),  # type: ignore[arg-type]
         (sharded("."), "names '.'; only safetensors"),
+        (pipe, "no such file"),
+        (config(attn_implementation="org/kernel"), "names 'org/kernel' as its attn_implementation, which is code on"),
+        (config(_attn_implementation_internal={"": "paged|org/kernel@main:run"}), "which is code on the Hub"),
+        (config(text_config={"_experts_implementation": "org/kernel"}), "which is code on the Hub"),
     ],
 )  # fmt: skip
 def test_broken_model_folder_is_one_line(damage: Damage, expected: str, tiny_model: Path, tmp_path: Path) -> None:
@@ -282,6 +313,37 @@ def test_broken_model_folder_is_one_line(damage: Damage, expected: str, tiny_mod
         assert expected in line_of(lambda: load(folder))
     else:
         load(folder)
+
+
+@pytest.mark.parametrize(
+    ("damage", "lost"),
+    [
+        (config(num_hidden_layers=3), "16 of 55 weights of its encoder are not in its folder, and new: bert.encoder.l"),
+        (without("layer.1."), "16 of 39 weights of its encoder are not in its folder, and new: bert.encoder.layer.1."),
+        (without("word_embeddings"), "1 of 39 weights of its encoder are not in its folder, and new: bert.embeddings"),
+    ],
+)
+def test_encoder_weights_that_begin_at_random_are_told(
+    damage: Damage, lost: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    folder, said = damaged(tiny_model, tmp_path, damage), list[str]()
+    build_model(ModelParams(source="model", revision=None, kwargs={}), folder, HEAD, 0, 0, said.append)
+    (line,) = said
+    assert line.startswith("warning: model.source: ") and lost in line
+
+
+@pytest.mark.parametrize("name", ["BertConfig", "BertTokenizer", "AutoTokenizer", "pipeline"])
+def test_folder_that_names_something_else_than_a_model_is_one_line(name: str, tiny_model: Path, tmp_path: Path) -> None:
+    params = ModelParams(source=str(tiny_model), revision=None, kwargs={})
+    save_model(build_model(params, tiny_model, HEAD, 0), tmp_path / "candidate", params)
+    config(architectures=[name])(tmp_path / "candidate")
+    assert f"names {name!r}, which is no model" in line_of(lambda: load_model(tmp_path / "candidate", CPU))
+
+
+@pytest.mark.parametrize("key", ["to_dict", "save_pretrained"])
+def test_keyword_that_is_no_setting_is_refused(key: str, tiny_model: Path) -> None:
+    params = ModelParams(source="tiny", revision=None, kwargs={key: 7})
+    assert f"{key!r} is no setting of BertConfig" in line_of(lambda: build_model(params, tiny_model, HEAD, 0))
 
 
 def test_index_that_names_a_pickle_is_refused_where_the_identity_is_found(tiny_model: Path, tmp_path: Path) -> None:
@@ -401,31 +463,10 @@ def test_head_of_another_size_or_task_gives_way_to_a_new_one_and_the_encoder_sta
     assert not torch.equal(other["classifier.weight"], found["classifier.weight"])
 
 
-def without(folder: Path, part: str) -> None:
-    weights = load_file(folder / "model.safetensors")
-    kept = {name: tensor for name, tensor in weights.items() if part not in name}
-    save_file(kept, folder / "model.safetensors", {"format": "pt"})
-
-
-@pytest.mark.parametrize(
-    ("part", "expected"),
-    [
-        ("layer.1.", "16 of 39 weights of its encoder are not in its folder, and are new: bert.encoder.layer.1."),
-        ("word_embeddings", "1 of 39 weights of its encoder are not in its folder, and are new: bert.embeddings.word"),
-    ],
-)
-def test_weights_that_the_folder_lacks_are_named(tiny_model: Path, tmp_path: Path, part: str, expected: str) -> None:
-    without(folder := shutil.copytree(tiny_model, tmp_path / "model"), part)
-    said: list[str] = []
-    build_model(ModelParams(source="model", revision=None, kwargs={}), folder, HEAD, 0, 0, said.append)
-    (line,) = said
-    assert expected in line
-
-
 @pytest.mark.parametrize("part", ["classifier.bias", "classifier.weight"])
 def test_half_a_head_gives_way_to_a_new_one(tiny_model: Path, tmp_path: Path, part: str) -> None:
     trained(tiny_model, tmp_path / "model")
-    without(tmp_path / "model", part)
+    without(part)(tmp_path / "model")
     said: list[str] = []
     params = ModelParams(source="model", revision=None, kwargs={})
     model = build_model(params, tmp_path / "model", classes(*NAMES), 0, None, said.append)
@@ -587,6 +628,100 @@ def test_lazy_layer_is_named(tmp_path: Path) -> None:
 def test_what_makes_no_module_is_not_called(source: str, capsys: pytest.CaptureFixture[str]) -> None:
     params = ModelParams(source=f"factory:{source}", revision=None, kwargs={})
     assert "is no function or class that gives a nn.Module" in line_of(lambda: build_model(params, None, HEAD, 0))
+
+
+class Plain(nn.Module):
+    """With one of the ways in which people write modules."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what, self.layer = what, nn.Linear(3, 2)
+        self.seen: torch.Tensor | None = None
+        self.own = torch.Generator().manual_seed(0)
+        if what == "sparse":
+            self.register_buffer("table", torch.eye(3).to_sparse())
+        if what == "meta":
+            self.register_buffer("table", torch.ones(3, device="meta"))
+
+    def forward(self, features: torch.Tensor, /) -> torch.Tensor:
+        if self.what == "remembers":
+            self.seen = features
+        if self.what == "draws":
+            features = features + torch.randn(features.shape, generator=self.own)
+        return self.layer(features)
+
+    def train(self, mode: bool = True) -> Any:
+        super().train(mode)
+        return None if self.what == "returns nothing" else self
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        super().to(*args, **kwargs)
+        return None if self.what == "returns nothing" else self
+
+    def get_extra_state(self) -> Any:
+        if self.what == "raises":
+            raise LookupError("no words")
+
+    def set_extra_state(self, state: Any) -> None: ...
+
+
+def plain(what: str) -> ModelParams:
+    return ModelParams(source=f"factory:{Plain.__module__}:Plain", revision=None, kwargs={"what": what})
+
+
+def test_module_whose_train_and_to_return_nothing_is_loaded(tmp_path: Path) -> None:
+    params = plain("returns nothing")
+    save_model(build_model(params, None, HEAD, 0), tmp_path, params)
+    assert not load_model(tmp_path, CPU, params.source, params.kwargs).training
+
+
+@pytest.mark.parametrize(
+    ("what", "expected"),
+    [
+        ("raises", "its state cannot be kept, as where a buffer is sparse or nested: LookupError: no words"),
+        ("sparse", "its state cannot be kept, as where a buffer is sparse or nested: RuntimeError"),
+        ("meta", "table is on the meta device, so it has no values"),
+    ],
+)
+def test_buffer_that_cannot_be_kept_is_one_line(what: str, expected: str) -> None:
+    assert expected in line_of(lambda: build_model(plain(what), None, HEAD, 0))
+
+
+def traced() -> nn.Module:
+    return torch.jit.trace(nn.Linear(3, 2), torch.zeros(1, 3))
+
+
+@pytest.mark.parametrize("make", [lambda: Plain(""), traced])
+def test_module_that_names_no_column_is_given_the_first_by_position(make: Callable[[], nn.Module]) -> None:
+    assert Forward(make())({"features": torch.ones(4, 3)}).shape == (4, 2)
+
+
+@pytest.mark.parametrize(("what", "changed"), [("", []), ("remembers", ["seen"]), ("draws", ["own"])])
+def test_what_a_model_keeps_in_no_checkpoint_is_named(what: str, changed: list[str]) -> None:
+    class Own(Plain):
+        get_extra_state = nn.Module.get_extra_state
+
+    model = Own(what)
+    own = preflight._watch_own_state(model)
+    model(torch.ones(2, 3))
+    assert own() == changed
+
+
+def test_tensor_that_changes_its_shape_ends_the_run_before_a_checkpoint_holds_it() -> None:
+    state = make_state()
+    take_steps(state, 1)
+    state.require_layout()
+    state.model.register_buffer("late", torch.ones(1))
+    line = line_of(state.require_layout)
+    assert (
+        "forward changed late, which was not there when the model was built and is torch.float32 (1,) at step 1" in line
+    )
+
+
+def test_sparse_gradient_is_refused_before_training() -> None:
+    model = nn.Embedding(3, 2, sparse=True)
+    model(torch.tensor([1])).sum().backward()
+    assert "weight gets a sparse gradient" in line_of(lambda: preflight._doubt_gradients(model, print))
 
 
 class Counts(nn.Module):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,9 @@ MERGED = "a0: &a0 {k: v}\n" + "".join(f"a{i + 1}: &a{i + 1} {{<<: [{', '.join([f
         (replaced("kwargs: {}", "kwargs: {dtype: float16}"), "model.kwargs: dtype comes from train.precision; leave"),
         (replaced("kwargs: {}", "kwargs: {model_type: gpt2}"), "model.kwargs: model_type comes from model.source"),
         (replaced("greater_is_better: ", "greater_is_better: false #"), "is accuracy: higher is better; write null"),
+        (replaced("path: data/sample", "path: " + "a" * 256), "is longer than any path"),
+        (replaced("tokenizer: ", "tokenizer: " + "a/" * 2050 + " #"), "is longer than any path"),
+        (replaced("source: package:", "source: ~no-such-user/"), "there is no such user; write the whole path"),
     ],
 )  # fmt: skip
 def test_parameters_that_would_take_for_ever_or_fit_nothing_are_one_line_at_once(
@@ -68,6 +73,12 @@ def test_parameters_that_would_take_for_ever_or_fit_nothing_are_one_line_at_once
     began = time.process_time()
     assert expected in line_of(lambda: load_params(path))
     assert time.process_time() - began < 1
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, lambda path: os.mkfifo(path)])
+def test_parameters_that_are_no_file_are_one_line(make: Callable[[Path], object], tmp_path: Path) -> None:
+    make(tmp_path / "params.yaml")
+    assert "params.yaml: no such file" in line_of(lambda: load_params(tmp_path / "params.yaml"))
 
 
 def test_aliases_as_people_use_them_are_followed(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -24,19 +25,25 @@ import torch
 from stages import build_loaders, healing
 from stages.batches.plan import BatchPlan, PlanShape, epoch_name, write_epoch
 from stages.batches.tokenized import Task
+from stages.config.imports import import_object
 from stages.config.read import parse_params, read_yaml
 from stages.config.schema import EvaluateParams
 from stages.ground import errors
 from stages.ground.errors import UserError, run_stage
 from stages.keeping.folder import RunFolder, left_by_a_prune, list_runs, runs_root
 from stages.keeping.identity import Identity
+from stages.keeping.lock import Lock
 from stages.keeping.sealed import SaveError
 from stages.keeping.store import DiskStore, Key
+from stages.run.state import Progress
 from stages.scoring.ranking import ranked
+from stages.scoring.scores import score
+from stages.training.endings import Outcome, Unfinished
 from stages.training.optim import make_schedule
 from stages.training.session import require_threshold_of_use
+from stages.training.steps import load_steps
 from tests.promises.test_reports_of_models import trained
-from tests.support.project import ROOT, Checkout
+from tests.support.project import ROOT, Checkout, line_of
 from tests.support.runs import make_params
 from tests.support.train_stage import TRAIN_OUTS, saved_steps, start_training, train
 from tests.support.train_stage import run_stage as run_stage_of
@@ -60,6 +67,8 @@ DATASETS = "schema: '2.0'\ndatasets:\n- name: a\n  type: dvc\n  url: b\n"
         ("schema: '2.0'\n", False),
         ("schema: '3.0'\nstages: {}\n", False),
         (LOCK + "more: 1\n", False),
+        (LOCK.replace("size: 1", "size: " + "9" * 5000), False),
+        (LOCK.replace("hash: md5", "hash: 2001-13-45"), False),
         ("", False),
     ],
 )
@@ -69,6 +78,19 @@ def test_lock_file_is_whole_where_dvc_says_so(
     monkeypatch.chdir(tmp_path)
     Path("dvc.lock").write_text(content)
     assert healing._is_lock_file_whole() == whole
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "null", '{"write": {"a": {"pid": "x"}}}', None])
+def test_rwlock_that_is_none_is_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(".dvc/tmp").mkdir(parents=True)
+    Path("dvc.lock").mkdir()
+    if content is None:
+        Path(".dvc/tmp/rwlock").mkdir()
+    else:
+        Path(".dvc/tmp/rwlock").write_text(content)
+    first, second = healing.heal()
+    assert first.startswith(".dvc/tmp/rwlock was torn by a kill") and second.startswith("dvc.lock was torn by a kill")
 
 
 def test_every_line_end_that_dvc_would_refuse_is_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,6 +255,121 @@ def test_prune_lists_what_it_removes_first_and_an_unfinished_run_goes_only_by_na
     first, last = capsys.readouterr().out.splitlines()
     assert first == f"to be removed: run {run.id}, not finished, 0 MB"
     assert last == f"removed run {run.id} (0 MB)"
+
+
+@pytest.mark.usefixtures("own_root")
+def test_prune_of_the_finished_decides_with_the_lock_held(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from stages.__main__ import prune_runs
+
+    runs = [RunFolder.of(Identity("train", {"train.seed": seed})) for seed in range(2)]
+    for seed, run in enumerate(runs):
+        run.enter(Identity("train", {"train.seed": seed}))
+        run.lock.release()
+        (run.path / "result/final").mkdir(parents=True)
+        os.utime(run.lock.path, (seed, seed))
+    acquire = Lock.acquire
+
+    def begun_anew(lock: Lock) -> None:
+        """Waits for a start that found the result damaged."""
+        shutil.rmtree(lock.path.parent / "result")
+        acquire(lock)
+
+    monkeypatch.setattr(Lock, "acquire", begun_anew)
+    prune_runs([])
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line == f"kept run {runs[0].id}: it is not finished any more; name it to remove it all the same"
+    prune_runs([runs[1].id])
+    assert capsys.readouterr().out.splitlines()[-1] == f"removed run {runs[1].id} (0 MB)"
+
+
+def instead_a_pipe(run: Path) -> None:
+    (run / "identity.json").unlink()
+    os.mkfifo(run / "identity.json")
+
+
+ODD_RUNS: dict[str, Callable[[Path], object]] = {
+    "markup": lambda run: (run / "identity.json").write_text('{"format": "[/red]"}'),
+    "escapes": lambda run: (run / "identity.json").write_text('{"format": "\\u001b]0;evil\\u0007"}'),
+    "a name with escapes": lambda run: run.rename(run.with_name("a\x1b[2J\nb")),
+    "a number as source": lambda run: (run / "identity.json").write_text(
+        json.dumps({"format": 3, "values": {"train.init_from_run": 5}})
+    ),
+    "a pipe": instead_a_pipe,
+    "a pipe as lock": lambda run: os.mkfifo(run / "lock"),
+    "another's threads": lambda run: (run / "environment.json").write_text('{"format": 3, "values": {"threads": [1]}}'),
+    "a step not as we name it": lambda run: (run / "checkpoints/step-5").mkdir(parents=True),
+}
+
+
+@pytest.mark.usefixtures("own_root")
+@pytest.mark.parametrize("make", ODD_RUNS.values(), ids=ODD_RUNS.keys())
+def test_whatever_is_in_a_runs_folder_is_listed_and_changes_nothing(
+    make: Callable[[Path], object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from stages.__main__ import list_all, prune_runs
+    from stages.keeping.folder import threads_of_run
+
+    path = runs_root() / "aaaaaaaaaaaa"
+    path.mkdir(parents=True)
+    (path / "identity.json").write_text('{"format": 3, "values": {}}')
+    make(path)
+    list_all()
+    assert "\x1b" not in capsys.readouterr().out
+    prune_runs([])
+    assert threads_of_run(1) is None
+    (run,) = list_runs()
+    assert run.checkpoints.steps() == []
+    assert "\x1b" not in capsys.readouterr().out
+
+
+def test_runs_of_nobody_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOLDFAST_RUNS", "~no-such-user/runs")
+    assert "HOLDFAST_RUNS is '~no-such-user/runs', but there is no such user" in line_of(runs_root)
+
+
+# ---- what user code can do to a stage
+
+
+def test_exit_of_user_code_is_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "exits_at_import.py").write_text("import sys\nsys.exit(0)\n")
+    (tmp_path / "exits_when_called.py").write_text("import sys\ndef f(*_): sys.exit(0)\n")
+    assert "SystemExit: 0" in line_of(lambda: import_object("exits_at_import:f", "train.loss"))
+
+    def called() -> None:
+        with errors.user_code("the model"):
+            sys.exit(0)
+
+    assert "the model: SystemExit: 0" in line_of(called)
+    assert "raised SystemExit: 0" in line_of(lambda: scores_of("exits_when_called:f"))
+
+
+def scores_of(metric: str) -> dict[str, float]:
+    evaluate = make_params().evaluate.model_copy(update={"metrics": [metric], "metric_for_best_model": "loss"})
+    return score(
+        Task("classification", ("a", "b"), (), ("x",), "label", ("features",)),
+        evaluate,
+        np.zeros((2, 2), np.float32),
+        NONE,
+    )
+
+
+NONE = np.zeros(2, int)
+
+
+def huge(evaluated: Any) -> dict[str, int]:
+    return {"huge": 10**400}
+
+
+def test_metric_that_no_float_holds_is_one_line() -> None:
+    assert "gives 'huge', a number that no float holds" in line_of(lambda: scores_of(f"{__name__}:huge"))
+
+
+def test_line_for_people_is_one_line_without_escapes(capsys: pytest.CaptureFixture[str]) -> None:
+    errors.say("its head is one for \x1b[2J\n\x07")
+    assert capsys.readouterr().err == "its head is one for \\x1b[2J \\x07\n"
 
 
 # ---- what is ordered by its name is ordered by its number
@@ -562,7 +699,7 @@ def test_metric_that_exits_or_fits_no_number_is_one_line_that_names_the_split(
 ) -> None:
     mine = {"metric_for_best_model": "mine", "greater_is_better": True}
     checkout = later(prepared, train=PLAIN, evaluate={"metrics": ["stages.custom.later:huge"], **mine})
-    assert "gives 'mine': 1000" in (found := last_line(train(checkout, code=2))) and "should be a number" in found
+    assert "gives 'mine', a number that no float holds" in last_line(train(checkout, code=2))
     checkout = later(prepared, train=PLAIN, evaluate={"metrics": ["stages.custom.later:exits"], **mine})
     train(checkout)
     run_stage_of(checkout, "evaluate")
@@ -614,6 +751,41 @@ def test_killed_loader_process_ends_the_start_in_one_line_with_all_steps_saved(
         "a process that collates batches (train.num_workers is 2) was killed, as happens where memory"
     )
     assert f"the state after step {step} is saved; run the same command again to go on" in line
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_loader_process_that_dies_before_it_is_listed_is_told_as_a_killed_one(
+    monkeypatch: pytest.MonkeyPatch, early: bool
+) -> None:
+    class Loader:
+        def __init__(self, *_: Any) -> None: ...
+
+        def __iter__(self) -> Any:
+            if early:
+                raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+            return self
+
+        def __next__(self) -> None:
+            raise RuntimeError("DataLoader worker (pid 7) exited unexpectedly")
+
+    monkeypatch.setattr("stages.training.steps.make_loader", Loader)
+    step = [SimpleNamespace(step=1, micro_batch=0, rows=[0])]
+    world = SimpleNamespace(rank=0, size=1)
+    inputs: Any = SimpleNamespace(
+        compute=SimpleNamespace(device=None, world=world),
+        plan=SimpleNamespace(steps=lambda first, last: iter([step])),
+        total_steps=1,
+        train_split=None,
+        tokenizer=None,
+    )
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        with pytest.raises(Unfinished) as ended:
+            next(load_steps(inputs, Progress(), 2))
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert ended.value.ending.outcome is Outcome.STOPPED
+    assert ended.value.ending.line.startswith("a process that collates batches (train.num_workers is 2) was killed")
 
 
 # ---- decisions that are told
