@@ -16,6 +16,12 @@ PLOTS = Path("plots")
 _NAME = re.compile("step-([0-9]+)")
 
 
+def repository() -> Path | None:
+    """The folder, this one or one above it, that DVC takes for its repository; None if there is none."""
+    here = Path.cwd()
+    return next((folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir()), None)
+
+
 def step_name(step: int) -> str:
     """`step-00000230`: the name of a checkpoint's or candidate's folder."""
     return f"step-{step:08d}"

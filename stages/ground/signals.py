@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import signal
 import sys
@@ -10,7 +11,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
+
+from stages.ground.places import repository
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 SECOND_CTRL_C_SECONDS = 2.0
@@ -18,6 +22,7 @@ _PR_SET_PDEATHSIG = 1
 # The process that a stage is started by: set by `python -m stages repro`, which becomes DVC, and for its workers by the
 # launcher.
 PARENT_PID = "HOLDFAST_PARENT_PID"
+RWLOCK = Path(".dvc/tmp/rwlock")
 
 
 class StopRequest:
@@ -68,13 +73,44 @@ def ignore_stop_signals(worker: int = 0) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def work_for(parent: int) -> None:
+    """For a process that shares the work of process `parent`, which forked it: what ends that one ends it as well, and
+    of the signals to the group it hears SIGTERM alone, with which a pool ends those that are left of it."""
+    ignore_stop_signals()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _ask_for_signal()
+    if os.getppid() != parent:
+        os._exit(1)
+
+
 def die_with_parent() -> None:
     """Ask for SIGTERM when the parent dies: DVC, killed alone, tells its children nothing."""
     _ask_for_signal()
-    starter = os.environ.get(PARENT_PID)
+    starter = os.environ.get(PARENT_PID) or _dvc_pid()
     if starter not in (None, str(os.getppid())):
         # A shell may stand between, as in `cmd: python -m … | tee log`: it outlives DVC, so DVC itself is watched.
         _watch(_is_running_above(int(starter)))
+
+
+def _dvc_pid() -> str | None:
+    """The pid of the DVC that runs this stage; None where it is not known, or there is none.
+
+    DVC's own lock file names it as the writer of the stage's outs. One that was killed before this process came so far
+    is not its parent any more, and sends no signal: then it is the pid of a process that is not above this one.
+    """
+    if "DVC_STAGE" not in os.environ:
+        return None
+    try:
+        held = json.loads(((repository() or Path()) / RWLOCK).read_text(encoding="utf-8"))["write"]
+        writers = {int(info["pid"]) for info in held.values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    if not writers or os.getppid() in writers:
+        return None  # the usual case: its death sends a signal
+    import psutil
+
+    above = {process.pid for process in psutil.Process().parents()}
+    return str(next(iter(writers & above or writers)))
 
 
 def _ask_for_signal() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ def current(device: torch.device, world_size: int) -> dict[str, Any]:
 
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     return {
-        "python": ".".join(platform.python_version_tuple()[:2]),
+        "python": _python(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "numpy": numpy.__version__,
@@ -25,6 +26,15 @@ def current(device: torch.device, world_size: int) -> dict[str, Any]:
         "world_size": world_size,
         "threads": torch.get_num_threads(),
     }
+
+
+def of_libraries(*names: str) -> dict[str, Any]:
+    """The versions of Python and of these packages, for work in which no tensor takes part. Nothing is imported."""
+    return {"python": _python(), **{name: version(name) for name in names}}
+
+
+def _python() -> str:
+    return ".".join(platform.python_version_tuple()[:2])
 
 
 def difference(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

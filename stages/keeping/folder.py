@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,16 @@ from typing import Any
 from stages.config.pipeline import load_stage
 from stages.ground import disk
 from stages.ground.errors import UserError, quote
-from stages.ground.places import step_name
+from stages.ground.places import step_name, steps_in
+from stages.keeping.atoms import KIND as ATOMS
+from stages.keeping.atoms import Atoms, fingerprint
 from stages.keeping.identity import Identity, identify
 from stages.keeping.lock import Lock
 from stages.keeping.sealed import FORMAT, VERSIONS
 from stages.keeping.store import DiskStore, Key, Shelf
 
 RUNS_VARIABLE = "HOLDFAST_RUNS"
-LIMIT_VARIABLE = "HOLDFAST_RUNS_LIMIT"
+PLACE = "workspace.txt"
 
 
 def runs_root() -> Path:
@@ -41,30 +42,24 @@ def runs_root() -> Path:
         raise UserError(f"{RUNS_VARIABLE} is {quote(named)}, but there is no such user; write the whole path") from None
 
 
-def runs_limit() -> int | None:
-    """$HOLDFAST_RUNS_LIMIT in bytes; None, no limit, if it is unset or empty. Raises UserError if it is no number."""
-    value = os.environ.get(LIMIT_VARIABLE) or None
-    if value is not None and not (value.isascii() and value.isdecimal()):
-        raise UserError(f"{LIMIT_VARIABLE} is {quote(value)}; it should be a number of bytes, such as 20000000000")
-    return None if value is None else int(value)
-
-
 class RunFolder:
-    """State of one run, outside DVC's sight.
+    """State of one run of a stage, outside DVC's sight.
 
-    identity.json     what decides its result, and the format of all that is in the folder
+    identity.json     the stage, what decides its result, and the format of all that is in the folder
     environment.json  what surrounds it (see stages.keeping.environment)
+    atoms/            what is done of a piece of work; see stages.keeping.atoms
     checkpoints/      step-…/: see stages.run.checkpoint
     candidates/       step-…/: a model each
-    result/           final/: what publishing needs, there once the run is done; see stages.run.result
+    result/           final/: there once the run is done; of train, what publishing needs; see stages.run.result
     log.jsonl         starts, stops, saves, with the clock; for people
-    lock              held by the one process that trains
+    lock              held by the one process that works on it
 
-    The entries of the three folders are those of a `Store`.
+    The entries of these folders are those of a `Store`. Checkpoints and candidates are train's, whose folder stays;
+    that of another stage goes once DVC has written down that it is done.
     """
 
     def __init__(self, path: Path, stage: str = "train") -> None:
-        self.path = path
+        self.path, self.stage = path, stage
         self.store = DiskStore(path.parent)
         self.checkpoints = Shelf(self.store, stage, path.name, "checkpoints")
         self.candidates = Shelf(self.store, stage, path.name, "candidates")
@@ -74,6 +69,24 @@ class RunFolder:
     @classmethod
     def of(cls, identity: Identity) -> RunFolder:
         return cls(runs_root() / identity.id, identity.stage)
+
+    @classmethod
+    def at(cls, path: Path) -> RunFolder:
+        """The run in a folder that is there, of whichever stage."""
+        stage = cls(path)._read_any("identity.json").get("stage")
+        return cls(path, stage if isinstance(stage, str) else "train")
+
+    def atoms(self, scope: str) -> Atoms:
+        """Those of a piece of its work, in its environment as it is now."""
+        return Atoms(self.store, self.stage, self.id, scope, fingerprint(self.environment()))
+
+    def atom_keys(self) -> list[Key]:
+        """Those of all its atoms."""
+        return [Key(self.stage, self.id, ATOMS, name) for name in self.store.names(self.stage, self.id, ATOMS)]
+
+    def steps_in_atoms(self) -> list[int]:
+        """The steps that the scopes of its atoms name, as in `validation.step-00000230`."""
+        return steps_in({part for key in self.atom_keys() for part in key.name.split(".")})
 
     @property
     def id(self) -> str:
@@ -114,7 +127,12 @@ class RunFolder:
     def environment(self) -> dict[str, Any]:
         """What surrounded it last (see stages.keeping.environment); empty if that is not known."""
         values = self._read("environment.json").get("values")
-        return values if isinstance(values, dict) and type(values.get("threads")) is int else {}
+        return values if isinstance(values, dict) else {}
+
+    def threads(self) -> int | None:
+        """The intra-op threads of its environment; None if they are not known."""
+        found = self.environment().get("threads")
+        return found if type(found) is int else None
 
     def keep_environment(self, environment: dict[str, Any]) -> None:
         """Write the environment down for the stages after train."""
@@ -163,8 +181,8 @@ class RunFolder:
 
     def recover(self) -> None:
         """Clear what a process that was killed left half-made. By whoever has the lock."""
-        for kind in (self.checkpoints.kind, self.candidates.kind, self.result.kind):
-            self.store.recover(self.result.stage, self.id, kind)
+        for kind in (self.checkpoints.kind, self.candidates.kind, self.result.kind, ATOMS):
+            self.store.recover(self.stage, self.id, kind)
 
     def reference(self, step: int) -> str:
         """`<run>/step-00000230@1a2b3c4d`: what `train.init_from_run` names a checkpoint by."""
@@ -197,12 +215,56 @@ class RunFolder:
             file.write(line.encode() + b"\n")
 
     @property
+    def state(self) -> str:
+        """Who works on it, or how it ended, for people."""
+        if self.finished:
+            return "finished"
+        holder = self.lock.holder()
+        if holder:
+            return f"running: process {holder}"
+        last = self._last_event()
+        if last.get("event") == "stopped":
+            return f"stopped: {last.get('signal') or 'a signal to another process'}"
+        return f"failed: {last.get('reason')}" if last.get("event") == "failed" else "killed"
+
+    @property
+    def done(self) -> str:
+        """How far it is, for people: the step of its newest checkpoint, and how many atoms are kept."""
+        steps, atoms = self.checkpoints.steps(), len(self.atom_keys())
+        return ", ".join([f"step {step}" for step in steps[:1]] + [f"{atoms} atoms"] * bool(atoms))
+
+    def _last_event(self) -> dict[str, Any]:
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            lines = (self.path / "log.jsonl").read_text(encoding="utf-8").splitlines()
+            last = next(line for line in reversed(lines) if line.endswith("}"))
+            values = json.loads(last)
+            return values if isinstance(values, dict) else {}
+        return {}
+
+    @property
     def used(self) -> float:
         """Seconds since the epoch of the last start: what "newest" means among runs."""
         try:
             return self.lock.path.stat().st_mtime
         except OSError:
             return 0.0
+
+    def finish(self) -> None:
+        """A stage other than train is done, in this workspace: from here on its work is kept only until DVC has written
+        that down. Raises SaveError."""
+        self.store.begin(self.result, 0)
+        self.store.put(self.result, lambda folder: (folder / PLACE).write_text(str(Path.cwd()), encoding="utf-8"))
+        self.store.commit(self.result)
+        self.log("finished")
+
+    def finished_in(self) -> Path | None:
+        """The workspace in which `finish` was called; None if it was not, or the run is train's."""
+        if self.stage == "train" or self.format != FORMAT or not self.finished:
+            return None
+        try:
+            return Path(self.store.path(self.result, PLACE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
 
     def remove(self, unfinished: bool = True) -> None:
         """Remove it all. Raises UserError or OSError if another process has it, it belongs to somebody else, or it is
@@ -228,68 +290,13 @@ def list_runs() -> list[RunFolder]:
             with contextlib.suppress(OSError):
                 if not path.name.startswith(".") and os.access(path, os.R_OK | os.X_OK):
                     (path / "identity.json").stat()
-                    found.append(RunFolder(path))
+                    found.append(RunFolder.at(path))
     return sorted(found, key=lambda run: (-run.used, run.id))
 
 
-def _sources() -> set[str]:
-    """The runs that others start from and have not saved anything of their own yet."""
-    waiting = [run for run in list_runs() if not run.finished and not run.checkpoints.steps()]
-    named = [(run.identity_values() or {}).get("train.init_from_run") or "" for run in waiting]
-    return {str(reference).partition("/")[0] for reference in named}
-
-
-def removable() -> list[RunFolder]:
-    """The finished runs, those used longest ago first. Of another format none is ever removed unasked."""
-    return [run for run in list_runs() if run.finished and run.format == FORMAT][::-1]
-
-
-def left_by_a_prune() -> list[RunFolder]:
-    """What a prune that was killed left half-removed, by the name that it lies under."""
-    with contextlib.suppress(OSError):
-        return [RunFolder(path) for path in sorted(runs_root().glob(f".*{disk.REMOVED}"))]
-    return []
-
-
-def prune(runs: list[RunFolder], say: Callable[[str], None], unfinished: bool = True) -> None:
-    """Remove `runs`, each with a line that says so, or why not; and what a prune that was killed left half-removed.
-    One that is not finished goes only if `unfinished`."""
-    for rest in left_by_a_prune():
-        size = rest.bytes
-        with contextlib.suppress(OSError):  # another prune's, which is at it
-            disk.remove(rest.path)
-            say(f"removed {rest.id}, left by a prune that was killed ({size / 1e6:.0f} MB)")
-    # A run that starts from another goes before it.
-    sources = _sources()
-    for run in sorted(runs, key=lambda run: run.id in sources):
-        size = run.bytes
-        if run.id in _sources():
-            say(f"kept run {run.id}: another run starts from it and has saved nothing of its own yet")
-            continue
-        try:
-            run.remove(unfinished)
-            say(f"removed run {run.id} ({size / 1e6:.0f} MB)")
-        except FileNotFoundError:
-            say(f"run {run.id} was removed by somebody else")
-        except UserError as error:
-            say(f"kept run {run.id}: {error}")
-        except OSError as error:
-            say(f"kept run {run.id}: {error.strerror}")
-
-
-def keep_within_limit(current: RunFolder, say: Callable[[str], None]) -> None:
-    """Remove the finished runs that were used longest ago, while all runs together take more than the limit; never
-    `current`, and never one that is not finished."""
-    limit = runs_limit()
-    if limit is None:
-        return
-    for run in removable():
-        total = sum(run.bytes for run in list_runs())
-        if total <= limit:
-            return
-        if run.id not in (current.id, *_sources()):
-            say(f"all runs take {total} bytes, and {LIMIT_VARIABLE} is {limit}:")
-            prune([run], say, unfinished=False)
+def trained() -> list[RunFolder]:
+    """Those of train, newest first."""
+    return [run for run in list_runs() if run.stage == "train"]
 
 
 def version_of(number: Any) -> str:
@@ -301,10 +308,10 @@ def version_of(number: Any) -> str:
 def threads_of_run(current: int) -> int | None:
     """The intra-op threads of the run that trained what the stages after train read; None if it is not known here, or
     no run had another number than `current`."""
-    if {run.environment().get("threads", current) for run in list_runs()} <= {current}:
+    if {run.threads() or current for run in trained()} <= {current}:
         return None  # without reading all of train's deps
     try:
-        return RunFolder.of(identify(load_stage("train"))).environment().get("threads")
+        return RunFolder.of(identify(load_stage("train"))).threads()
     except UserError:
         return None
 
@@ -318,7 +325,7 @@ def find_source(reference: str) -> tuple[RunFolder, int]:
     """
     named = f"train.init_from_run is {reference}"
     name, _, checkpoint = reference.partition("/")
-    runs = {run.id: run for run in list_runs()}
+    runs = {run.id: run for run in trained()}
     run = runs.get(name)
     if run is None:
         ours = ", ".join(filter(None, (run.newest_reference() for run in runs.values() if run.format == FORMAT)))
@@ -337,13 +344,3 @@ def find_source(reference: str) -> tuple[RunFolder, int]:
     if reference not in there:
         raise UserError(f"{named}, but that run has no such checkpoint; it has {', '.join(there)}")
     return run, there[reference]
-
-
-def runs_named(ids: list[str]) -> Iterator[RunFolder]:
-    """The runs of these ids. Raises UserError if there is none of an id."""
-    known = {run.id: run for run in list_runs()}
-    for name in ids:
-        if name not in known:
-            raise UserError(f"{runs_root()}: there is no run {quote(name)}; there are {', '.join(known) or 'none'}")
-    for name in ids:
-        yield known[name]

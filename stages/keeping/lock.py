@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import sys
 import time
 from pathlib import Path
 from typing import IO
 
-from stages.ground.errors import UserError
+from stages.ground.errors import UserError, say
 
 # How long a start waits for a process that was told to stop and is still saving.
 STOPPING_SECONDS = 120
 # A listing that looks whether the lock is free has it for an instant.
 INSTANT_SECONDS = 0.5
+
+
+class BusyError(UserError):
+    """Another process holds the lock."""
 
 
 class Lock:
@@ -30,7 +33,8 @@ class Lock:
         """Take the lock.
 
         Raises:
-            UserError: another process holds it; its pid is named. One that is stopping is waited for.
+            BusyError: another process holds it; its pid is named. One that is stopping is waited for.
+            UserError: this disk knows no locks.
         """
         begin, announced = time.monotonic(), False
         while not self._try():
@@ -40,12 +44,12 @@ class Lock:
             self.release()
             waited = time.monotonic() - begin
             if waited > (STOPPING_SECONDS if stopping else INSTANT_SECONDS):
-                raise UserError(
-                    f"{self._what} is being trained by process {pid or 'unknown'}; "
+                raise BusyError(
+                    f"{self._what} is being worked on by process {pid or 'unknown'}; "
                     "wait for it, or stop it and run the same command again"
                 )
             if stopping and not announced:
-                print(f"waiting for process {pid}, which is saving {self._what}", file=sys.stderr, flush=True)
+                say(f"waiting for process {pid}, which is saving {self._what}")
                 announced = True
             time.sleep(0.1)
         self._write(str(os.getpid()))
@@ -61,7 +65,8 @@ class Lock:
                 return False
             except OSError as error:
                 raise UserError(
-                    f"{self.path}: this disk knows no locks ({error.strerror}); set HOLDFAST_RUNS to another one"
+                    f"{self.path}: this disk knows no locks ({error.strerror}); use another one, for the runs by "
+                    "HOLDFAST_RUNS"
                 ) from None
             # Whoever had it may have removed the folder: a lock on a file that is gone keeps nobody out.
             with contextlib.suppress(FileNotFoundError):

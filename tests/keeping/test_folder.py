@@ -13,19 +13,10 @@ import pytest
 
 from stages.ground.errors import UserError
 from stages.keeping import folder, lock
-from stages.keeping.folder import (
-    RunFolder,
-    find_source,
-    keep_within_limit,
-    list_runs,
-    prune,
-    removable,
-    runs_limit,
-    runs_named,
-    runs_root,
-)
+from stages.keeping.folder import RunFolder, find_source, list_runs, runs_root
 from stages.keeping.identity import Identity
 from stages.keeping.lock import Lock
+from stages.keeping.pruning import keep_within_limit, prune, removable, runs_limit, runs_named
 from stages.keeping.sealed import FORMAT, DamagedError, seal, verify
 from stages.keeping.store import Key
 from tests.support.project import ROOT
@@ -200,7 +191,7 @@ def test_run_that_is_trained_is_not_removed(tmp_path: Path) -> None:
     said: list[str] = []
     prune([run], said.append)
     assert run.path.exists()
-    assert f"kept run {run.id}: run {run.id} is being trained by process {holder.pid}" in said[0]
+    assert f"kept run {run.id}: run {run.id} is being worked on by process {holder.pid}" in said[0]
     holder.kill()
     holder.wait()
     assert run.lock.holder() is None

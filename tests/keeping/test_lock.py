@@ -49,7 +49,7 @@ def test_disk_that_knows_no_locks_is_no_other_process(lock: Lock, monkeypatch: p
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(module.fcntl, "lockf", no_locks)
-    with pytest.raises(UserError, match=r"this disk knows no locks \(No locks available\); set HOLDFAST_RUNS"):
+    with pytest.raises(UserError, match=r"this disk knows no locks \(No locks available\); use another one"):
         lock.acquire()
 
 
@@ -77,7 +77,7 @@ def test_stale_text_never_blocks_and_is_replaced(lock: Lock) -> None:
 def test_lock_of_another_process_is_refused_with_its_number(lock: Lock, other: Other, text: str, named: str) -> None:
     other.hold(1e9, lock.path, text)
     begin = other.now
-    with pytest.raises(UserError, match=f"run 1234 is being trained by process {named}; wait for it"):
+    with pytest.raises(UserError, match=f"run 1234 is being worked on by process {named}; wait for it"):
         lock.acquire()
     assert INSTANT_SECONDS < other.now - begin < INSTANT_SECONDS + 1
     assert lock.path.read_text() == text

@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from stages.config.pretrained import local_folder
 from stages.config.read import read_yaml
 from stages.ground.errors import UserError
 
@@ -45,7 +46,8 @@ class Project:
             for section, values in changes.items():
                 params[section].update(values)
         # JSON is YAML.
-        deps = [source for source in (params["model"]["source"], params["tokenize"]["tokenizer"]) if source]
+        sources = (params["model"]["source"], params["tokenize"]["tokenizer"])
+        deps = [source for source in sources if source and local_folder(source)]
         stages = {name: {"cmd": f"exec python -m stages.{name}"} for name in ("tokenize", "build_loaders")}
         dvc = {"stages": {**stages, "tokenize": {**stages["tokenize"], "deps": deps}}}
         (self.folder / "dvc.yaml").write_text(json.dumps(dvc), encoding="utf-8")
@@ -198,8 +200,10 @@ class Checkout:
                     found[str(file.relative_to(self.folder))] = hashlib.sha256(file.read_bytes()).hexdigest()
         return found
 
-    def runs(self) -> list[Path]:
-        return sorted((self.folder / "runs").glob("*/"))
+    def runs(self, stage: str = "train") -> list[Path]:
+        """The folders of the runs of `stage`."""
+        found = sorted((self.folder / "runs").glob("*/identity.json"))
+        return [file.parent for file in found if json.loads(file.read_text())["stage"] == stage]
 
     def log(self) -> list[dict[str, Any]]:
         """The events of the only run."""
@@ -213,3 +217,26 @@ def line_of(call: Callable[[], object]) -> str:
         call()
     assert "\n" not in str(error.value)
     return str(error.value)
+
+
+def make_tiny_model(folder: Path) -> Path:
+    """Write a BERT of two layers with random weights and dropout, 64 positions, and its fast WordPiece tokenizer."""
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)] + [str(digit) for digit in range(10)]
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    pieces = [*special, *letters, *(f"##{letter}" for letter in letters), *(w for w in WORDS if w not in letters), "."]
+    tokenizer = BertTokenizer(vocab={piece: number for number, piece in enumerate(pieces)}, model_max_length=64)
+    tokenizer.save_pretrained(str(folder))
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(pieces),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    BertModel(config).save_pretrained(str(folder))
+    return folder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -229,6 +230,13 @@ def nan_once(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 CALLS: list[int] = []
+
+
+def slow_to_evaluate(logits: Tensor, labels: Tensor) -> Tensor:
+    """Takes $SECONDS a batch where nothing is trained."""
+    if not torch.is_grad_enabled():
+        time.sleep(float(os.environ.get("SECONDS", 0)))
+    return functional.cross_entropy(logits, labels, reduction="none")
 
 
 def signals_rank_1(logits: Tensor, labels: Tensor) -> Tensor:
