@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +20,11 @@ from stages.ground.signals import die_with_parent
 if TYPE_CHECKING:
     from stages.data.encode import FeatureEncoder, TextEncoder
     from stages.data.sources import Source
+    from stages.keeping.folder import RunFolder
 
 RECORD = METRICS / "data.json"
+# Whose versions decide what is kept: they read, cut, encode and write the rows.
+LIBRARIES = ("datasets", "numpy", "pandas", "pyarrow", "scikit-learn", "tokenizers", "transformers")
 
 
 def main() -> None:
@@ -36,33 +38,29 @@ def main() -> None:
 
     from stages.batches.tokenized import TOKENIZED
     from stages.ground import disk
+    from stages.keeping.environment import of_libraries
+    from stages.keeping.work import work_of
 
-    def fill(folder: Path) -> dict[str, Any]:
-        # Inside the temporary folder: on the disk that has to hold the result, and gone with it if anything fails.
-        with tempfile.TemporaryDirectory(dir=folder) as cache:
-            return tokenize(params, folder, Path(cache))
-
-    disk.write_text(RECORD, disk.dumps(disk.write_folder(TOKENIZED, fill)))
+    with work_of(stage, of_libraries(*LIBRARIES)) as run:
+        record = disk.write_folder(TOKENIZED, lambda folder: tokenize(params, folder, run))
+        disk.write_text(RECORD, disk.dumps(record))
 
 
-def tokenize(params: Params, out: Path, cache: Path) -> dict[str, Any]:
+def tokenize(params: Params, out: Path, run: RunFolder) -> dict[str, Any]:
     """Write the splits, the raw rows, the tokenizer or features.json, and task.json to `out`; what metrics/data.json
-    says.
-
-    `cache` is a folder for intermediate Arrow files.
+    says. What is done on the way is kept in `run`.
 
     Raises:
         UserError: anything about parameters, data or model that the user has to mend.
     """
-    import datasets
-
-    from stages.batches.tokenized import SPLITS, Task, save_task
-    from stages.data import encode, labels, sources, statistics
+    from stages.batches.tokenized import SPLITS, Task, load_raw, load_split, save_task
+    from stages.data import encode, labels, shards, sources, statistics
     from stages.data.columns import listing
+    from stages.data.kept import Keeper
 
-    data = params.data
+    data, keeper = params.data, Keeper(run)
     text_encoder = _text_encoder(params, out) if data.text_columns else None
-    source = sources.load_source(data, cache)
+    source = sources.load_source(data, keeper)
     columns = source.columns
     names = labels.check_source(source, data)
     for line in source.remarks:
@@ -79,28 +77,33 @@ def tokenize(params: Params, out: Path, cache: Path) -> dict[str, Any]:
             "its own; if that stands for a missing value, remove those rows, else name it in data.label_names"
         )
     if "validation" not in source.splits:
-        source = labels.cut_validation(source, data, names, cache)
+        source = labels.cut_validation(source, data, names, keeper)
         _say(f"{source.where['train']}: no validation split; cut {data.validation_size} of train off for it")
     encoder = text_encoder or _feature_encoder(source, out)
 
-    tokenized, raw, metrics = {}, {}, {}
-    for split in [name for name in SPLITS if name in source.splits]:
-        raw_cache, input_cache = cache / f"raw-{split}.arrow", cache / f"inputs-{split}.arrow"
-        labelled = not labels.is_unlabelled(source.splits[split], columns.label)
-        rows = encode.raw_rows(source.splits[split], columns, raw_cache)
-        encoded = encode.encoded_rows(
-            rows, encoder, columns, names, labelled=labelled, origin=source.where[split], cache=input_cache
+    splits = {
+        split: shards.SplitShards(
+            rows=source.splits[split],
+            origin=source.where[split],
+            labelled=not labels.is_unlabelled(source.splits[split], columns.label),
+            columns=columns,
+            names=names,
+            encoder=encoder,
+            atoms=run.atoms(f"encode-{split}-{source.version}"),
         )
-        truncated = statistics.count_true(encoded, encode.TRUNCATED) if text_encoder else None
-        kept = [name for name in encoded.column_names if name != encode.TRUNCATED]
-        tokenized[split] = encode.publishable(encoded, kept, input_cache, split)
-        raw[split] = encode.publishable(rows, rows.column_names, raw_cache, split)
-        metrics[split] = statistics.split_summary(tokenized[split], raw[split], columns, names, truncated)
+        for split in SPLITS
+        if split in source.splits
+    }
+    kept = shards.make(splits, params.tokenize.num_proc)
+    shards.publish(out, shards.INPUTS, kept, {split: made.input_features for split, made in splits.items()})
+    shards.publish(out / "raw", shards.RAW, kept, dict.fromkeys(splits, encode.raw_features(columns)))
+    raw, metrics = {split: load_raw(out, split) for split in splits}, {}
+    for split in splits:
+        truncated = shards.truncated(kept[split]) if text_encoder else None
+        metrics[split] = statistics.split_summary(load_split(out, split), raw[split], columns, names, truncated)
         done = f"{truncated} truncated to {params.tokenize.max_length} tokens"
-        _say(f"{split}: {rows.num_rows} rows, {done if text_encoder else f'{len(columns.inputs)} features each'}")
-
-    datasets.DatasetDict(tokenized).save_to_disk(str(out))
-    datasets.DatasetDict(raw).save_to_disk(str(out / "raw"))
+        rows = raw[split].num_rows
+        _say(f"{split}: {rows} rows, {done if text_encoder else f'{len(columns.inputs)} features each'}")
     save_task(
         out,
         Task(
@@ -180,4 +183,4 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(main, collect_rarely=True)

@@ -14,6 +14,7 @@ INSTEAD = {
     "bf16": "train.precision: bf16",
     "evaluation_strategy": "train.eval_strategy",
     "group_by_length": "build_loaders.bucketing: length",
+    "preprocessing_num_workers": "tokenize.num_proc",
     "dataloader_num_workers": "train.num_workers",
     "dataloader_drop_last": "build_loaders.drop_last",
     "label_smoothing_factor": "train.label_smoothing",

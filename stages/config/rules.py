@@ -46,6 +46,7 @@ RULES: dict[str, Rule] = {
     "tokenize.max_length": Rule(("tokenize",)),
     "tokenize.pad_token": Rule(("tokenize",)),
     "tokenize.split_special_tokens": Rule(("tokenize",)),
+    "tokenize.num_proc": Rule(why="a shard holds the same bytes, whichever process encodes its rows"),
     "build_loaders.batch_size": Rule(("build_loaders",)),
     "build_loaders.micro_batch_size": Rule(("build_loaders",)),
     "build_loaders.bucketing": Rule(("build_loaders",)),

@@ -138,6 +138,7 @@ class TokenizeParams(Section):
     max_length: Annotated[int, Field(ge=4, le=2**31 - 1)]
     pad_token: Name | None
     split_special_tokens: bool | None
+    num_proc: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"]
 
 
 class BuildLoadersParams(Section):

@@ -1,4 +1,4 @@
-"""Raw columns to model inputs: the tokenizer, what the model's forward takes, and the two `map` calls."""
+"""Raw columns to model inputs: the tokenizer, what the model's forward takes, and a batch of rows made of another."""
 
 from __future__ import annotations
 
@@ -20,18 +20,14 @@ from stages.batches.tokenized import FEATURES
 from stages.config.pretrained import require_whole_model, require_whole_tokenizer
 from stages.data.columns import Columns, listing
 from stages.data.features import Standardizer
-from stages.data.labels import target_feature
 from stages.data.numbers import column_matrix
 from stages.data.origin import Origin
-from stages.data.tables import map_tables
-from stages.ground.disk import sha256_file
 from stages.ground.errors import UserError, quote, reason
 from stages.tasks.base import Kind
 
 # How the tokenizer was found says nothing about what it does, and holds paths.
 PROVENANCE = ("name_or_path", "is_local", "local_files_only")
 ITEM_TYPES = {"input_ids": "int32"}
-BATCH_ROWS = 1_000
 TRUNCATED = "truncated"
 # What `TextEncoder` asks a tokenizer for.
 MADE = ("input_ids", "token_type_ids", "attention_mask")
@@ -192,20 +188,20 @@ def row_key(inputs: Sequence[str] | Sequence[float]) -> str:
     return hashlib.sha256(canonical.encode("utf-8")).hexdigest()[:16]
 
 
-def raw_rows(dataset: datasets.Dataset, columns: Columns, cache: Path) -> datasets.Dataset:
-    """`row`, `key`, the inputs and the label as they were read, row for row."""
-    features = datasets.Features({"row": datasets.Value("int64"), "key": datasets.Value("string"), **columns.features})
+def raw_features(columns: Columns) -> datasets.Features:
+    """The types of what `raw_rows` gives."""
+    return datasets.Features({"row": datasets.Value("int64"), "key": datasets.Value("string"), **columns.features})
 
-    def with_key(table: pa.Table, position: int) -> pa.Table:
-        inputs = table.select(list(columns.inputs))
-        if columns.numeric:
-            keys = [row_key(numbers) for numbers in column_matrix(inputs).T.tolist()]
-        else:
-            keys = [row_key(texts) for texts in zip(*(texts.to_pylist() for texts in inputs.columns), strict=True)]
-        rows = pa.array(range(position, position + len(table)), pa.int64())
-        return pa.table({"row": rows, "key": keys, **{name: table[name] for name in columns.names}})
 
-    return map_tables(dataset, with_key, features, cache, "raw rows", BATCH_ROWS)
+def raw_rows(table: pa.Table, columns: Columns, position: int) -> pa.Table:
+    """`row`, `key`, the inputs and the label as they were read, row for row; the first one is at `position`."""
+    inputs = table.select(list(columns.inputs))
+    if columns.numeric:
+        keys = [row_key(numbers) for numbers in column_matrix(inputs).T.tolist()]
+    else:
+        keys = [row_key(texts) for texts in zip(*(texts.to_pylist() for texts in inputs.columns), strict=True)]
+    rows = pa.array(range(position, position + len(table)), pa.int64())
+    return pa.table({"row": rows, "key": keys, **{name: table[name] for name in columns.names}})
 
 
 class Encoder(Protocol):
@@ -351,38 +347,3 @@ class FeatureEncoder:
         values = column_matrix(raw.select(list(self.standardizer.columns)))
         scaled = self.standardizer.scale(values, origin, position)
         return {FEATURES: pa.FixedSizeListArray.from_arrays(pa.array(scaled.ravel()), scaled.shape[1])}
-
-
-def encoded_rows(
-    raw: datasets.Dataset,
-    encoder: Encoder,
-    columns: Columns,
-    names: list[str],
-    *,
-    labelled: bool,
-    origin: Origin,
-    cache: Path,
-) -> datasets.Dataset:
-    """What `encoder` makes of every row, and `labels` if the split has them."""
-    features = dict(encoder.features)
-    if labelled:
-        features["labels"] = target_feature(columns.kind, len(names))
-
-    def encode(table: pa.Table, position: int) -> pa.Table:
-        made = encoder(table, origin, position)
-        if labelled:
-            made["labels"] = columns.kind.targets(table[columns.label], names)
-        return pa.table(made)
-
-    return map_tables(raw, encode, datasets.Features(features), cache, "encoding", BATCH_ROWS)
-
-
-def publishable(dataset: datasets.Dataset, columns: Sequence[str], cache: Path, split: str) -> datasets.Dataset:
-    """`columns` of a mapped dataset with nothing else: what `save_to_disk` writes then depends on content alone.
-
-    A loaded dataset carries checksums, paths and a fingerprint made of mtimes; the fingerprint becomes the hash
-    of the file `cache` that holds the rows.
-    """
-    kept = dataset.select_columns(list(columns))
-    info = datasets.DatasetInfo(features=kept.features)
-    return datasets.Dataset(kept.data, info=info, split=datasets.NamedSplit(split), fingerprint=sha256_file(cache)[:16])

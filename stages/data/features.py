@@ -16,9 +16,8 @@ import pyarrow as pa
 import torch
 
 from stages.data.columns import listing
-from stages.data.numbers import Float64, Moments, column_matrix, is_number_type, refuse_unusable, to_float64
+from stages.data.numbers import Float64, Moments, is_number_type, refuse_unusable, to_float64
 from stages.data.origin import Origin
-from stages.data.tables import batches
 from stages.ground import disk
 from stages.ground.errors import UserError, quote
 
@@ -40,10 +39,9 @@ class Standardizer:
     @classmethod
     def fit(cls, train: datasets.Dataset, columns: Sequence[str]) -> Standardizer:
         """The mean and standard deviation of `columns`, all float64, over the rows of `train`."""
-        moments = Moments(len(columns))
-        for table in batches(train, columns):
-            moments.add(column_matrix(table))
-        return cls(tuple(columns), moments.mean, np.where(moments.std == 0, 1.0, moments.std))
+        moments = [Moments.of(train.data.column(name)) for name in columns]
+        means, stds = np.array([found.mean for found in moments]), np.array([found.std or 1.0 for found in moments])
+        return cls(tuple(columns), means, stds)
 
     def save(self, folder: Path) -> None:
         """Write `features.json`."""

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -19,6 +20,7 @@ import pyarrow.compute as pc
 
 from stages.config.schema import DataParams
 from stages.data.columns import listing
+from stages.data.kept import Keeper, Made
 from stages.data.numbers import refuse_unusable
 from stages.data.origin import Origin
 from stages.data.sources import Source
@@ -199,7 +201,7 @@ def target_feature(kind: Kind, classes: int) -> datasets.Value | datasets.List:
     return datasets.List(value, length=classes) if kind.several else value
 
 
-def cut_validation(source: Source, data: DataParams, names: list[str], cache: Path) -> Source:
+def cut_validation(source: Source, data: DataParams, names: list[str], keeper: Keeper) -> Source:
     """`source` with `data.validation_size` of train as its validation split; rows keep their order.
 
     Where a row has one class, each class is cut, else the shuffled rows.
@@ -233,8 +235,8 @@ def cut_validation(source: Source, data: DataParams, names: list[str], cache: Pa
     chosen = np.zeros(train.num_rows, bool)
     chosen[parts[1]] = True
     splits = {
-        split: _part(train, chosen if split == "validation" else ~chosen, cache / f"cut-{split}.arrow")
-        for split in ("train", "validation")
+        split: keeper.kept(f"cut-{split}-{source.version}", partial(_part, train, taken))[0]
+        for split, taken in (("train", ~chosen), ("validation", chosen))
     }
     left: Counter[str] = Counter()
     for table in batches(splits["train"], [data.label_column]) if names else ():
@@ -247,12 +249,12 @@ def cut_validation(source: Source, data: DataParams, names: list[str], cache: Pa
     return replace(source, splits={**source.splits, **splits}, where={**source.where, **origins})
 
 
-def _part(dataset: datasets.Dataset, chosen: npt.NDArray[np.bool_], cache: Path) -> datasets.Dataset:
+def _part(dataset: datasets.Dataset, chosen: npt.NDArray[np.bool_], cache: Path) -> Made:
     # Copied: rows picked one by one from a larger table are slow to read, again and again.
     def pick(table: pa.Table, position: int) -> pa.Table:
         return table.filter(pa.array(chosen[position : position + len(table)]))
 
-    return map_tables(dataset, pick, dataset.features, cache, "cutting")
+    return map_tables(dataset, pick, dataset.features, cache / "cut.arrow", "cutting"), {}
 
 
 def _class_ids(dataset: datasets.Dataset, column: str, names: list[str]) -> npt.NDArray[np.int32]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -67,37 +70,29 @@ def _unusable(row: str, column: str, what: str) -> UserError:
     )
 
 
+@dataclass(frozen=True)
 class Moments:
-    """Smallest, largest, mean and standard deviation of columns that come a batch of rows at a time.
+    """Smallest, largest, mean and standard deviation, as of a whole population, of a column of numbers.
 
-    Batches are merged by the method of Chan, Golub and LeVeque, which sums no squares of large numbers.
+    Sums are exact (`math.fsum`) and rounded once, so that neither the cut into batches nor the processor decides them.
     """
 
-    def __init__(self, columns: int) -> None:
-        self.rows = 0
-        self.low, self.high = np.full(columns, np.inf), np.full(columns, -np.inf)
-        self._mean, self._squares = np.zeros(columns), np.zeros(columns)
+    low: float
+    high: float
+    mean: float
+    std: float
 
-    def add(self, values: Float64) -> None:
-        """Take in more rows; `values` is of shape (columns, rows)."""
-        rows = values.shape[1]
-        mean = values.mean(axis=1)
-        apart = mean - self._mean
-        self._squares += np.square(values - mean[:, None]).sum(axis=1)
-        self._squares += np.square(apart) * (self.rows * rows / (self.rows + rows))
-        self._mean += apart * (rows / (self.rows + rows))
-        self.rows += rows
-        self.low, self.high = np.minimum(self.low, values.min(axis=1)), np.maximum(self.high, values.max(axis=1))
-
-    @property
-    def mean(self) -> Float64:
-        """Of each column, float64 (columns,); of a constant one exactly its number."""
-        return np.where(self.low == self.high, self.low, self._mean)
-
-    @property
-    def std(self) -> Float64:
-        """Of each column, as of a whole population, float64 (columns,); of a constant one exactly 0."""
-        return np.where(self.low == self.high, 0.0, np.sqrt(self._squares / self.rows))
+    @classmethod
+    def of(cls, column: pa.ChunkedArray) -> Moments:
+        """Those of a column of float64 without nulls, which may be longer than memory: it is read twice."""
+        chunks = [chunk for chunk in column.chunks if len(chunk)]
+        low, high = (fold(pick(chunk.to_numpy()) for chunk in chunks) for fold, pick in ((min, np.min), (max, np.max)))
+        if low == high:
+            return cls(float(low), float(high), float(low), 0.0)
+        mean = math.fsum(value for chunk in chunks for value in chunk.to_numpy().tolist()) / len(column)
+        squares = (np.square(chunk.to_numpy() - mean) for chunk in chunks)
+        std = math.sqrt(math.fsum(value for square in squares for value in square.tolist()) / len(column))
+        return cls(float(low), float(high), mean, std)
 
 
 def column_matrix(table: pa.Table) -> Float64:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import glob
+import hashlib
 from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -16,9 +18,11 @@ import pyarrow.compute as pc
 from stages.config.schema import DataParams
 from stages.data import files
 from stages.data.columns import Columns, choose, listing, require_columns, split_labels
+from stages.data.kept import Keeper, Made
 from stages.data.numbers import is_number_type, is_text_type, to_float64
 from stages.data.origin import Origin
 from stages.data.tables import batch_rows, batches, map_tables
+from stages.ground.disk import sha256_file
 from stages.ground.errors import UserError, quote
 
 # What a Parquet or label column may hold: these have one obvious text.
@@ -35,6 +39,7 @@ class Source:
     `where` names each split's rows in messages. A label is null in every row of an unlabelled Hub split, and of the
     local ones in `unlabelled`. `remarks` are lines that say what was decided.
     `class_names` is the Hub's (or Parquet's) own order of classes, None where it declares none.
+    `version` is another one where anything that was read is another.
     """
 
     splits: dict[str, datasets.Dataset]
@@ -42,20 +47,21 @@ class Source:
     columns: Columns
     class_names: list[str] | None
     hub: bool
+    version: str
     unlabelled: frozenset[str] = frozenset()
     remarks: tuple[str, ...] = ()
 
 
-def load_source(data: DataParams, cache: Path) -> Source:
-    """Read all splits of `data`; what has to be converted is kept memory-mapped in the folder `cache`.
+def load_source(data: DataParams, keeper: Keeper) -> Source:
+    """Read all splits of `data`, memory-mapped; each file, or split of the Hub, is kept once it is read.
 
     Raises:
         UserError: anything about the data that the user has to mend, with file, line or row, and column.
     """
-    return _load_hub(data, cache) if data.dataset is not None else _load_files(data, cache)
+    return _load_hub(data, keeper) if data.dataset is not None else _load_files(data, keeper)
 
 
-def _load_files(data: DataParams, cache: Path) -> Source:
+def _load_files(data: DataParams, keeper: Keeper) -> Source:
     found = files.find_files(Path(data.path))
     remarks = [f"{data.path}: left aside: {listing(found.left_aside)}"] if found.left_aside else []
     train = found.splits["train"][0]
@@ -64,38 +70,61 @@ def _load_files(data: DataParams, cache: Path) -> Source:
     splits: dict[str, datasets.Dataset] = {}
     where: dict[str, Origin] = {}
     class_names: list[str] | None = None
-    unlabelled = set()
+    unlabelled, version = set(), hashlib.sha256()
     for split in sorted(found.splits, key=lambda split: split != "train"):
         paths = found.splits[split]
         lacks_label = split == "test" and _lacks_label(paths, columns)
         names = list(columns.inputs) if lacks_label else columns.names
-        read = []
-        for number, path in enumerate(paths):
-            with _read(path):
-                read.append(_load_file(path, columns, names, cache / f"read-{split}-{number}"))
+        may_lack = split == "test" and not lacks_label
+        read = [_kept(keeper, split, path, columns, names, may_lack) for path in paths]
         why = f"no column {quote(columns.label)}" if lacks_label else None
-        if split == "test" and not lacks_label and all(_is_blank(dataset, columns) for dataset in read):
+        if may_lack and all(facts["blank"] for _, facts in read):
             why = f"column {quote(columns.label)} is empty in every row"
-            read = [dataset.select_columns(list(columns.inputs)) for dataset in read]
+        elif any(facts["blank"] for _, facts in read):
+            read = [_kept(keeper, split, path, columns, names, False) for path in paths]
         parts = []
         secret = split == "test" and why is None
-        for number, (path, dataset) in enumerate(zip(paths, read, strict=True)):
+        for number, (dataset, facts) in enumerate(read):
+            version.update(f"{split} {facts['sha256']} ".encode())
             if split == "train" and not number:
-                class_names = _class_names(dataset, data.label_column)
+                class_names = facts["class_names"]
             # An id that stands for no class becomes null; a cell that is null is a mistake.
-            secret = secret and _class_names(dataset, data.label_column) is not None and _holds(dataset, columns, -1)
-            parts.append(_as_typed(dataset, columns, str(path), cache / f"typed-{split}-{number}.arrow", hub=False))
+            secret = secret and facts["class_names"] is not None and facts["secret"]
+            parts.append(dataset.select_columns(columns.names))
         splits[split] = datasets.concatenate_datasets(parts) if len(parts) > 1 else parts[0]
         where[split] = Origin([(str(path), part.num_rows) for path, part in zip(paths, parts, strict=True)])
         if len(parts) > 1 or (Path(data.path).is_dir() and paths[0].stem not in files.PLAIN):
             remarks.append(f"{split}: {listing([str(path) for path in paths])}")
         if split == "test" and why is None and (secret or _is_secret(splits, columns)):
             why = f"column {quote(columns.label)} is -1 in every row, and in no row of train"
-            splits[split] = _without_labels(splits[split], columns, cache / "secret.arrow")
+            make = partial(_without_labels, splits[split], columns)
+            splits[split] = keeper.kept(f"secret-{version.hexdigest()[:16]}", make)[0]
         if why:
             unlabelled.add(split)
             remarks.append(f"{where[split]}: {why}, so that its rows are predicted, and not scored")
-    return Source(splits, where, columns, class_names, False, frozenset(unlabelled), tuple(remarks))
+    return Source(
+        splits, where, columns, class_names, False, version.hexdigest()[:16], frozenset(unlabelled), tuple(remarks)
+    )
+
+
+def _kept(keeper: Keeper, split: str, path: Path, columns: Columns, names: Sequence[str], may_lack: bool) -> Made:
+    """A file as it is read, once. `may_lack`: where the label is empty in every row, there is none."""
+    with _read(path):
+        digest = sha256_file(path)
+        scope = f"read-{split}-{digest[:16]}" + "-may-lack" * may_lack
+        dataset, facts = keeper.kept(scope, partial(_load_typed, path, columns, names, may_lack))
+    return dataset, facts | {"sha256": digest}
+
+
+def _load_typed(path: Path, columns: Columns, names: Sequence[str], may_lack: bool, cache: Path) -> Made:
+    """A file's rows, its classes where it declares some, and whether the label is empty, or -1, in every row then."""
+    dataset = _load_file(path, columns, names, cache / "read")
+    class_names = _class_names(dataset, columns.label) if columns.label in dataset.column_names else None
+    secret = class_names is not None and not columns.kind.several and _holds(dataset, columns, -1)
+    blank = may_lack and _is_blank(dataset, columns)
+    found = dataset.select_columns(list(columns.inputs)) if blank else dataset
+    typed = _as_typed(found, columns, str(path), cache / "typed.arrow", hub=False)
+    return typed, {"class_names": class_names, "secret": secret, "blank": blank}
 
 
 @contextmanager
@@ -153,13 +182,13 @@ def _is_secret(splits: dict[str, datasets.Dataset], columns: Columns) -> bool:
     )
 
 
-def _without_labels(dataset: datasets.Dataset, columns: Columns, cache: Path) -> datasets.Dataset:
+def _without_labels(dataset: datasets.Dataset, columns: Columns, cache: Path) -> Made:
     def without(table: pa.Table, _: int) -> pa.Table:
         return table.set_column(
             table.column_names.index(columns.label), columns.label, _nulls(table[columns.label], columns)
         )
 
-    return map_tables(dataset, without, columns.features, cache, "reading")
+    return map_tables(dataset, without, columns.features, cache / "secret.arrow", "reading"), {}
 
 
 def _nulls(values: Sized, columns: Columns) -> pa.ChunkedArray:
@@ -185,7 +214,12 @@ def _load_file(path: Path, columns: Columns, names: Sequence[str], cache: Path) 
         if suffix == files.PARQUET:
             files.check_parquet(path, names)
             return datasets.load_dataset(
-                "parquet", data_files=data_files, split="train", columns=list(names), cache_dir=str(cache)
+                "parquet",
+                data_files=data_files,
+                split="train",
+                columns=list(names),
+                cache_dir=str(cache),
+                keep_in_memory=False,
             )
         expected = files.check_delimited(path, names)
         if path.suffix.lower() in files.UNPACKED_BY:
@@ -196,6 +230,7 @@ def _load_file(path: Path, columns: Columns, names: Sequence[str], cache: Path) 
             data_files=data_files,
             split="train",
             cache_dir=str(cache),
+            keep_in_memory=False,
             sep=files.DELIMITERS[suffix],
             usecols=list(names),
             features=datasets.Features(dict.fromkeys(names, text)),
@@ -214,7 +249,7 @@ def _load_file(path: Path, columns: Columns, names: Sequence[str], cache: Path) 
     return dataset
 
 
-def _load_hub(data: DataParams, cache: Path) -> Source:
+def _load_hub(data: DataParams, keeper: Keeper) -> Source:
     assert data.dataset is not None
     name = data.dataset + (f" ({data.config})" if data.config else "")
     if Path(data.dataset).exists() or data.dataset in datasets.packaged_modules._PACKAGED_DATASETS_MODULES:
@@ -229,6 +264,7 @@ def _load_hub(data: DataParams, cache: Path) -> Source:
     splits: dict[str, datasets.Dataset] = {}
     where: dict[str, Origin] = {}
     left: list[str] = []
+    version = hashlib.sha256()
     for hub_split, dataset in loaded.items():
         split = files.SPLIT_OF.get(str(hub_split))
         if split is None:
@@ -237,10 +273,13 @@ def _load_hub(data: DataParams, cache: Path) -> Source:
         if split in splits:
             raise UserError(f"{where[split]}: {hub_split} is a {split} split as well; use a copy that has one of them")
         where[split] = Origin([(f"Hub dataset {quote(name)}, split {hub_split}", dataset.num_rows)])
-        splits[split] = _load_hub_split(dataset, columns, str(where[split]), cache / f"typed-{split}.arrow")
+        # Of a dataset of the Hub, which is cached by its commit, this names the content.
+        version.update(f"{split} {dataset._fingerprint} ".encode())
+        make = partial(_load_hub_split, dataset, columns, str(where[split]))
+        splits[split] = keeper.kept(f"read-{split}-{dataset._fingerprint}", make)[0].select_columns(columns.names)
     remarks = (f"Hub dataset {quote(name)}: left aside: split {listing(left)}",) if left else ()
     class_names = _class_names(loaded["train"], data.label_column)
-    return Source(splits, where, columns, class_names, hub=True, remarks=remarks)
+    return Source(splits, where, columns, class_names, True, version.hexdigest()[:16], remarks=remarks)
 
 
 def _hub_reason(error: BaseException) -> str:
@@ -252,7 +291,7 @@ def _hub_reason(error: BaseException) -> str:
     return f"cannot be loaded ({text[:300]}); check data.config and data.revision, or use local files in data.path"
 
 
-def _load_hub_split(dataset: datasets.Dataset, columns: Columns, where: str, cache: Path) -> datasets.Dataset:
+def _load_hub_split(dataset: datasets.Dataset, columns: Columns, where: str, cache: Path) -> Made:
     require_columns(where, dataset.column_names, columns.names)
     if not dataset.num_rows:
         raise UserError(f"{where}: no rows")
@@ -260,7 +299,7 @@ def _load_hub_split(dataset: datasets.Dataset, columns: Columns, where: str, cac
         feature = dataset.features[column]
         if not isinstance(feature, datasets.Value) or "string" not in feature.dtype:
             raise UserError(f"{where}: column {quote(column)} is {_kind(feature)}; data.text_columns must hold text")
-    return _as_typed(dataset, columns, where, cache, hub=True)
+    return _as_typed(dataset, columns, where, cache / "typed.arrow", hub=True), {}
 
 
 def _kind(feature: object) -> str:
@@ -279,7 +318,7 @@ def _as_typed(dataset: datasets.Dataset, columns: Columns, where: str, cache: Pa
     dataset = dataset.select_columns(found)
     features = dataset.features  # a deep copy, each time
     # A number may stand for a label that is kept secret: see `_label_reader`.
-    if features == columns.features and columns.kind.has_classes:
+    if features == columns.features and columns.kind.has_classes and not hub:  # whose files are not ours to keep
         return dataset
     reader_of = _number_reader if columns.numeric else _text_reader
     readers = {column: reader_of(features[column], column, where) for column in columns.inputs}

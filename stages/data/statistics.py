@@ -10,12 +10,11 @@ from typing import Any
 import datasets
 import numpy as np
 import numpy.typing as npt
-import pyarrow.compute as pc
 
 from stages.batches.tokenized import lengths
 from stages.data.columns import Columns
 from stages.data.labels import count_labels
-from stages.data.numbers import Moments, column_matrix
+from stages.data.numbers import Moments
 from stages.data.tables import batches
 
 PERCENTILES = (50, 90, 99)
@@ -48,16 +47,9 @@ def _label_counts(raw: datasets.Dataset, columns: Columns, names: list[str]) -> 
 
 
 def _label_moments(raw: datasets.Dataset, columns: Columns) -> dict[str, float]:
-    moments = Moments(1)
-    for table in batches(raw, [columns.label]):
-        moments.add(column_matrix(table))
+    moments = Moments.of(raw.data.column(columns.label))
     found = {"mean": moments.mean, "std": moments.std, "min": moments.low, "max": moments.high}
-    return {name: round(float(value[0]), 6) for name, value in found.items()}
-
-
-def count_true(dataset: datasets.Dataset, column: str) -> int:
-    """How many rows of a bool column are true."""
-    return sum(pc.sum(table[column]).as_py() for table in batches(dataset, [column]))
+    return {name: round(value, 6) for name, value in found.items()}
 
 
 def _keys(raw: datasets.Dataset) -> npt.NDArray[np.uint64]:

@@ -63,6 +63,9 @@ STAGES = ("tokenize", "build_loaders", "launch", "train", "evaluate", "select_be
         ("evaluate.eval_batch_size", 0, "greater than or equal to 1"),
         ("select_best.tie_break", "random", "'earliest' or 'latest'"),
         ("tokenize.max_length", 1, "greater than or equal to 4"),
+        ("tokenize.num_proc", 0, "'auto' or greater than or equal to 1"),
+        ("tokenize.num_proc", "two", "'auto' or a valid integer"),
+        ("tokenize.preprocessing_num_workers", 2, "tokenize.num_proc"),
     ],
 )
 def test_bad_value_is_one_line_with_the_key_and_what_is_allowed(key: str, value: Any, expected: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from stages import build_loaders
 from stages import tokenize as stage
 from stages.batches import tokenized as store
 from stages.batches.collate import make_loader
-from stages.data import encode, numbers, tables
+from stages.data import numbers, shards, tables
 from stages.data.features import Standardizer
 from stages.ground.errors import UserError, run_stage
 from tests.support.project import Project
@@ -237,7 +239,7 @@ def test_row_number_is_right_beyond_the_first_batch(project: Project, monkeypatc
 
 
 def test_number_too_far_from_train_for_float32_is_refused(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encode, "BATCH_ROWS", 1)
+    monkeypatch.setattr(shards, "BATCH_ROWS", 1)
     project.write("data/in/train.csv", "x,label\n1e-20,a\n2e-20,b\n")
     project.write("data/in/val.csv", "x,label\n1e-20,a\n1e30,b\n")
     line = refusal(project, "x")
@@ -247,14 +249,17 @@ def test_number_too_far_from_train_for_float32_is_refused(project: Project, monk
 # ---------------------------------------------------------------------------------------------- Standardizer
 
 
-def test_moments_are_exact_where_squares_of_sums_would_not_be() -> None:
-    values = 1e9 + np.random.default_rng(0).normal(size=(2, 10_000))
-    moments = numbers.Moments(2)
-    for part in np.split(values, [1, 10, 4_000], axis=1):
-        moments.add(part)
-    np.testing.assert_allclose(moments.std, values.std(axis=1), rtol=1e-9)
-    np.testing.assert_allclose(moments.mean, values.mean(axis=1), rtol=1e-15)
-    assert moments.low.tolist() == values.min(axis=1).tolist() and moments.high.tolist() == values.max(axis=1).tolist()
+def test_moments_are_exact_and_no_cut_into_batches_decides_a_bit() -> None:
+    values = 1e9 + np.random.default_rng(0).normal(size=10_000)
+    values[[3, 9_000]] = 1e25, -1e25  # between which a sum in float64 forgets all that it had
+    exact = [Fraction(value) for value in values.tolist()]
+    mean = sum(exact) / len(exact)
+    cuts: tuple[list[int], ...] = ([], [1, 10, 4_000], list(range(7, 10_000, 7)))
+    found = [numbers.Moments.of(pa.chunked_array(np.split(values, cut))) for cut in cuts]
+    assert found[0] == found[1] == found[2]
+    assert found[0].mean == float(sum(exact)) / len(exact) == pytest.approx(float(mean), rel=1e-15)
+    assert found[0].std == pytest.approx(math.sqrt(sum((value - mean) ** 2 for value in exact) / len(exact)), rel=1e-15)
+    assert (found[0].low, found[0].high) == (values.min(), values.max())
 
 
 def test_constant_column_becomes_exactly_zero(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from stages import build_loaders
 from stages import tokenize as stage
 from stages.batches import tokenized as store
 from stages.batches.collate import make_loader
-from stages.data import encode, tables
+from stages.data import shards, tables
 from stages.ground.errors import UserError, run_stage
 from tests.support.project import WORDS, Project
 
@@ -104,7 +104,7 @@ def test_every_form_of_label_lists_becomes_the_same_targets(project: Project, fo
 
 def test_targets_are_right_across_batches(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "BATCH_ROWS", 3)
-    monkeypatch.setattr(encode, "BATCH_ROWS", 3)
+    monkeypatch.setattr(shards, "BATCH_ROWS", 3)
     cells = [" ".join("abc"[: n % 4]) for n in range(22)]
     project.write("data/in/train.csv", csv_rows(cells))
     run(project, "multi_label", label_separator=" ", validation_size=0.5)
