@@ -3,14 +3,17 @@ metrics/candidates.json."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stages.config.pipeline import load_stage
-from stages.config.schema import Params
-from stages.ground.errors import UserError, run_stage
+from stages.ground.errors import UserError, run_stage, say
 from stages.ground.places import CANDIDATES, METRICS, VALIDATION, step_name, steps_in
 from stages.ground.signals import die_with_parent
+
+if TYPE_CHECKING:
+    from stages.keeping.folder import RunFolder
+    from stages.scoring.predictor import Predictor
 
 RECORD = METRICS / "candidates.json"
 
@@ -22,37 +25,43 @@ def main() -> None:
 
     from stages.ground import disk
     from stages.keeping.code import find_code, require_code, require_imported
+    from stages.keeping.environment import of_libraries
+    from stages.keeping.work import work_of
+    from stages.scoring.predictor import Predictor
+    from stages.scoring.scores import METRIC_LIBRARIES
 
     code = find_code(stage)
     require_code(stage, code)
+    predictor = Predictor(stage.params)
+    with work_of(stage, predictor.environment | of_libraries(*METRIC_LIBRARIES)) as run:
 
-    def fill(folder: Path) -> dict[str, dict[str, float]]:
-        scores = evaluate_candidates(stage.params, folder)
-        require_imported(stage, code)
-        return scores
+        def fill(folder: Path) -> dict[str, dict[str, float]]:
+            scores = evaluate_candidates(predictor, run, folder)
+            require_imported(stage, code)
+            return scores
 
-    disk.write_text(RECORD, disk.dumps(disk.write_folder(VALIDATION, fill)))
+        disk.write_text(RECORD, disk.dumps(disk.write_folder(VALIDATION, fill)))
 
 
-def evaluate_candidates(params: Params, folder: Path) -> dict[str, dict[str, float]]:
+def evaluate_candidates(predictor: Predictor, run: RunFolder, folder: Path) -> dict[str, dict[str, float]]:
     """Write `<candidate>.parquet` to `folder` for each candidate; their scores by name.
 
     Raises:
         UserError: there is no candidate.
     """
-    from stages.scoring.predictor import Predictor
+    from stages.scoring.kept import Kept
 
     names = [path.name for path in CANDIDATES.iterdir()] if CANDIDATES.is_dir() else []
     paths = [CANDIDATES / step_name(step) for step in reversed(steps_in(names))]
     if not paths:
         raise UserError(f"{CANDIDATES}: no candidate there; run: dvc repro train")
-    predictor = Predictor(params)
     scores = {}
     for path in paths:
-        table, scores[path.name] = predictor.run(path, "validation")
+        kept = Kept(run.atoms(path.name), predictor.made_in_training(path))
+        table, scores[path.name] = predictor.run(path, "validation", kept)
         table.to_parquet(folder / f"{path.name}.parquet", index=False)
         shown = " ".join(f"{name} {value:.4f}" for name, value in scores[path.name].items())
-        print(f"{path.name}: {shown}", file=sys.stderr, flush=True)
+        say(f"{path.name}: {shown}")
     return scores
 
 

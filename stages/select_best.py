@@ -4,14 +4,13 @@ metrics/best.json, plots/ and report.html. Only the chosen model ever sees the t
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.config.pipeline import load_stage
 from stages.config.rules import shown
 from stages.config.schema import FACTORY, EvaluateParams, Params
-from stages.ground.errors import UserError, run_stage
+from stages.ground.errors import UserError, run_stage, say
 from stages.ground.places import BEST, CANDIDATES, METRICS, PLOTS, REPORT, TEST, VALIDATION, step_name, step_of
 from stages.ground.signals import die_with_parent
 from stages.scoring.ranking import ranked
@@ -33,25 +32,44 @@ def main() -> None:
     candidates = json.loads((METRICS / "candidates.json").read_text(encoding="utf-8"))
     names = rank(candidates, params.evaluate, params.select_best.tie_break)
 
-    import pandas as pd
-
-    from stages.batches.tokenized import TOKENIZED, has_split, load_task
-    from stages.ground import disk
+    from stages.batches.tokenized import TOKENIZED, has_split
     from stages.keeping.code import find_code, require_code, require_imported
+    from stages.keeping.environment import of_libraries
+    from stages.keeping.work import work_of
+    from stages.scoring.kept import Kept
     from stages.scoring.predictor import Predictor
+    from stages.scoring.scores import METRIC_LIBRARIES
 
     code = find_code(stage)
     require_code(stage, code)
-    chosen = names[0]
+    predictor = Predictor(params)
+    with work_of(stage, predictor.environment | of_libraries(*METRIC_LIBRARIES)) as run:
+        test: pd.DataFrame | None = None
+        scores: dict[str, float] = {}
+        if has_split(TOKENIZED, "test"):
+            test, scores = predictor.run(CANDIDATES / names[0], "test", Kept(run.atoms("test")))
+        require_imported(stage, code)
+        publish(names, candidates, test, scores, params)
+
+
+def publish(
+    names: list[str],
+    candidates: dict[str, dict[str, float]],
+    test: pd.DataFrame | None,
+    scores: dict[str, float],
+    params: Params,
+) -> None:
+    """Write the stage's outs: the model that comes first in `names`, its predictions on `test` and their `scores`, and
+    what shows them."""
+    import pandas as pd
+
+    from stages.batches.tokenized import load_task
+    from stages.ground import disk
+
     evals = pd.read_csv(PLOTS / "eval.tsv", sep="\t")
-    test: pd.DataFrame | None = None
-    scores: dict[str, float] = {}
-    if has_split(TOKENIZED, "test"):
-        test, scores = Predictor(params).run(CANDIDATES / chosen, "test")
-    require_imported(stage, code)
     best = describe(names, candidates, scores, evals, params)
     task = load_task()
-    validation = pd.read_parquet(VALIDATION / f"{chosen}.parquet")
+    validation = pd.read_parquet(VALIDATION / f"{names[0]}.parquet")
 
     disk.write_folder(BEST, lambda folder: write_model(folder, best, task, params))
     disk.write_folder(TEST, lambda folder: write_test(folder, test))
@@ -60,7 +78,7 @@ def main() -> None:
     disk.write_text(METRICS / "best.json", disk.dumps(best))
     train_loss = json.loads((METRICS / "train.json").read_text(encoding="utf-8"))["train_loss"]
     disk.write_text(METRICS / "scores.json", json.dumps(headline(best, train_loss), indent=2) + "\n")
-    print(f"{chosen}: {best['reason']}", file=sys.stderr)
+    say(f"{names[0]}: {best['reason']}")
 
 
 def rank(candidates: dict[str, dict[str, float]], evaluate: EvaluateParams, tie_break: str) -> list[str]:
@@ -131,17 +149,18 @@ def write_model(folder: Path, best: dict[str, Any], task: Task, params: Params) 
     import shutil
 
     from stages.batches.tokenized import TOKENIZED
+    from stages.ground import disk
     from stages.modeling.head import head_of
     from stages.modeling.losses import loss_name
     from stages.report.model_card import model_card
 
-    shutil.copytree(CANDIDATES / step_name(best["step"]), folder, dirs_exist_ok=True)
+    shutil.copytree(CANDIDATES / step_name(best["step"]), folder, copy_function=disk.copy, dirs_exist_ok=True)
     if task.text_columns:
-        shutil.copytree(TOKENIZED / "tokenizer", folder, dirs_exist_ok=True)
+        shutil.copytree(TOKENIZED / "tokenizer", folder, copy_function=disk.copy, dirs_exist_ok=True)
     else:
-        shutil.copy(TOKENIZED / "features.json", folder)
+        disk.copy(TOKENIZED / "features.json", folder / "features.json")
     if params.model.source.startswith(FACTORY):
-        shutil.copy(TOKENIZED / "task.json", folder)
+        disk.copy(TOKENIZED / "task.json", folder / "task.json")
     head = head_of(task, loss_name(params.train, task))
     card = model_card(best=best, task=task, head=head, params=shown(params))
     (folder / "README.md").write_text(card, encoding="utf-8")

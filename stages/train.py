@@ -53,7 +53,9 @@ def lead() -> None:
     require_folders(stage)
 
     from stages.keeping.code import find_code, require_code, require_imported
-    from stages.keeping.folder import RunFolder, find_source, keep_within_limit, runs_limit
+    from stages.keeping.folder import RunFolder, find_source
+    from stages.keeping.pruning import keep_within_limit, runs_limit
+    from stages.keeping.work import lock_outs, sweep
     from stages.modeling.compute import Compute
     from stages.modeling.world import World
     from stages.run.candidates import Candidates
@@ -62,6 +64,8 @@ def lead() -> None:
 
     world = World.from_environment()
     require_work_for(world, params)
+    outs = lock_outs("train")
+    sweep()
     runs_limit()  # a bad one is told now, and not after days
     identity = identify(stage)
     require_code(stage, identity.code)
@@ -71,9 +75,14 @@ def lead() -> None:
     if params.train.init_from_run is not None and not run.checkpoints.steps():
         find_source(params.train.init_from_run)
     is_new = run.enter(identity)
-    stop.on_request = run.lock.announce_stop
-    if stop.signal:
+
+    def announce_stop() -> None:
+        outs.announce_stop()
         run.lock.announce_stop()
+
+    stop.on_request = announce_stop
+    if stop.signal:
+        announce_stop()
     if is_new:
         explain_new_run(run, identity)
     compute = Compute.start(params.train, world)
@@ -163,7 +172,7 @@ def train_to_the_end(
     meet(compute, identity, stop, is_complete=False)
     broadcast_state(compute.world, state)
     compute.world.broadcast_object(is_saved)
-    recorder = Recorder(state, is_saved, resumer.checkpoints, candidates, params.train)
+    recorder = Recorder(state, is_saved, run, candidates, params.train)
     callbacks = CallbackList(state, [guard, ProgressBar(inputs.total_steps), *loggers])
     ending = train(Session(params, inputs, state, recorder, callbacks, stop))
     if ending.outcome is Outcome.COMPLETE and not state.progress.candidates:
@@ -179,6 +188,7 @@ def train_to_the_end(
         ignore_stop_signals()  # a repeat would end the interpreter on its way out, with another exit code
         say(ending.line)
         sys.exit(ending.outcome)
+    run.log("failed", step=state.progress.step, reason=ending.line)
     fail(ending.line)
 
 
@@ -236,9 +246,9 @@ def require_work_for(world: World, params: Params) -> None:
 
 def explain_new_run(run: RunFolder, identity: Identity) -> None:
     """Say why a run starts from the beginning although there are others."""
-    from stages.keeping.folder import list_runs
+    from stages.keeping.folder import trained
 
-    others = ((other, other.identity_values()) for other in list_runs() if other.id != run.id)
+    others = ((other, other.identity_values()) for other in trained() if other.id != run.id)
     newest, values = next(((other, values) for other, values in others if values is not None), (None, None))
     if newest is not None and values is not None:
         lines = identity.difference(values)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -85,7 +84,7 @@ class Candidates:
     def _copy(self, candidate: Candidate, files: dict[str, Path]) -> None:
         def fill(folder: Path) -> None:
             for name, path in files.items():
-                shutil.copyfile(path, folder / name)
+                disk.copy(path, folder / name)
 
         store, key = self.shelf.store, self.shelf.key(candidate.step)
         store.begin(key, sum(record.size for record in candidate.files.values()))
@@ -108,6 +107,6 @@ class Candidates:
                 place = target / step_name(candidate.step)
                 place.mkdir()
                 for name, path in self.files(candidate).items():
-                    shutil.copyfile(path, place / name)
+                    disk.copy(path, place / name)
 
         disk.write_folder(folder, fill)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from stages.config.schema import TrainParams
+from stages.keeping.folder import RunFolder
+from stages.keeping.sealed import DamagedError
 from stages.run.candidates import Candidates
 from stages.run.checkpoint import Checkpoints
 from stages.run.saver import Saver, TimeSchedule
-from stages.run.state import TrainState
+from stages.run.state import TrainState, parse_progress
+from stages.scoring.kept import Kept, validation_of
 
 
 class SilentRecorder:
@@ -27,17 +32,27 @@ class SilentRecorder:
         """Keep the model as it is now if it is among the best."""
 
     def save(self) -> None:
-        """Copy the state as it is now; writing it goes on beside the loop."""
+        """Copy the state as it is now; writing it goes on beside the loop. Raises SaveError, also of an earlier save,
+        and UserCodeError."""
         self._state.state_dict()
         self._saved = self._mark()
+
+    def save_if_changed(self) -> None:
+        """Save, unless this state was saved already. Raises what `save` does."""
+        if self._is_changed():
+            self.save()
+
+    def kept_predictions(self) -> Kept | None:
+        """What is done of the evaluation of this step, and where more of it is kept; None in a process that writes
+        nothing."""
+        return None
 
     def settle(self) -> None:
         """Return when what was saved is on disk. Raises SaveError if it cannot be."""
 
     def finish(self) -> None:
-        """Leave the state as it is now on disk, and only what it needs."""
-        if self._is_changed():
-            self.save()
+        """Leave the state as it is now on disk, and only what it needs. Raises what `save` does."""
+        self.save_if_changed()
 
     def _mark(self) -> tuple[int, int]:
         return self._state.progress.step, self._state.progress.evaluated_step
@@ -52,12 +67,12 @@ class Recorder(SilentRecorder):
     epoch; never twice for the same state."""
 
     def __init__(
-        self, state: TrainState, is_saved: bool, checkpoints: Checkpoints, candidates: Candidates, params: TrainParams
+        self, state: TrainState, is_saved: bool, run: RunFolder, candidates: Candidates, params: TrainParams
     ) -> None:
         super().__init__(state, is_saved)
-        self._params = params
-        self._checkpoints, self._candidates = checkpoints, candidates
-        self._saver = Saver(checkpoints)
+        self._params, self._run = params, run
+        self._checkpoints, self._candidates = Checkpoints(run.checkpoints), candidates
+        self._saver = Saver(self._checkpoints)
         self._time = TimeSchedule(params.save_seconds)
 
     def is_due(self) -> bool:
@@ -77,7 +92,11 @@ class Recorder(SilentRecorder):
         progress = self._state.progress
         progress.candidates = self._candidates.add(progress.candidates, progress.step, scores, self._state.model)
         if not self._saver.busy:
-            self._candidates.remove_unused(progress.candidates, self._checkpoints)
+            self._remove_unused()
+
+    def kept_predictions(self) -> Kept | None:
+        # Without deterministic algorithms a step that is trained again may leave another model.
+        return Kept(self._run.atoms(validation_of(self._state.progress.step))) if self._params.deterministic else None
 
     def save(self) -> None:
         self._time.begun(self._saver.last_cost)
@@ -91,4 +110,16 @@ class Recorder(SilentRecorder):
         self.settle()
         super().finish()
         self.settle()
+        self._remove_unused()
+
+    def _remove_unused(self) -> None:
+        """Remove models that nothing refers to, and the predictions of steps whose evaluation is on disk, but those of
+        candidates, which evaluate can use."""
         self._candidates.remove_unused(self._state.progress.candidates, self._checkpoints)
+        evaluated, of_models = 0, set(self._candidates.shelf.steps())
+        for saved in self._checkpoints.peek("progress"):
+            with contextlib.suppress(DamagedError):
+                evaluated = max(evaluated, parse_progress(saved).evaluated_step)
+        for step in self._run.steps_in_atoms():
+            if step <= evaluated and step not in of_models:
+                self._run.atoms(validation_of(step)).remove()

@@ -180,4 +180,4 @@ class Resumer:
             changes = ", ".join(environment.difference(before, now))
             self.say(f"warning: the environment changed ({changes}); the result may differ in its last bits")
         progress.environment = now
-        self.run.keep_environment(now)
+        self.run.keep_environment({**now, "environments": progress.environments})

@@ -10,15 +10,15 @@ from stages.keeping.sealed import SaveError
 from stages.modeling.codec import Tree
 from stages.run.checkpoint import Checkpoints, Snapshot
 
-# The first save after a start comes with the first step, the next ones at twice the distance of the last, until
-# save_seconds is reached: a machine that is taken away every 45 s still gets somewhere.
-FIRST_SECONDS = 1.0
-# A save may cost at most this share of the time since the last one.
+# The first save after a start comes with the first step. From then on a save may cost this share of the time since the
+# last one, and a kill this share of the time since the start: a machine that is taken away every 45 s still gets far.
 COST_SHARE = 0.1
+LOSS_SHARE = 0.1
+FIRST_SECONDS = 1.0
 
 
 class TimeSchedule:
-    """`save_strategy: time`. Due soon after the start, then backing off to `save_seconds`.
+    """`save_strategy: time`. Due soon after the start, then ever less often, down to every `save_seconds`.
 
     Args:
         save_seconds: the longest distance between two saves, in seconds.
@@ -29,16 +29,16 @@ class TimeSchedule:
         self._limit = save_seconds
         self._clock = clock
         self._distance = 0.0
-        self._last = clock()
+        self._start = self._last = clock()
 
     def is_due(self) -> bool:
         return self._clock() - self._last >= self._distance
 
     def begun(self, cost_seconds: float) -> None:
-        """A save begins; the last one's copy and write took `cost_seconds`."""
-        affordable = cost_seconds / COST_SHARE
-        self._distance = min(self._limit, max(FIRST_SECONDS, 2 * self._distance, affordable))
+        """A save begins; the last one cost the loop and the processor `cost_seconds`."""
         self._last = self._clock()
+        tolerable = LOSS_SHARE * (self._last - self._start)
+        self._distance = min(self._limit, max(FIRST_SECONDS, cost_seconds / COST_SHARE, tolerable))
 
 
 class Saver:
@@ -49,7 +49,14 @@ class Saver:
         self._checkpoints = checkpoints
         self._thread: threading.Thread | None = None
         self._error: SaveError | None = None
-        self.last_cost = 0.0
+        # What the last save took from training: the loop's stall, and processor time beside it. Waiting for a disk, or
+        # for others on a busy machine, takes nothing.
+        self._stall = self._processor = 0.0
+
+    @property
+    def last_cost(self) -> float:
+        """Seconds that the last save took from training."""
+        return self._stall + self._processor
 
     @property
     def busy(self) -> bool:
@@ -63,23 +70,24 @@ class Saver:
 
     def save(self, step: int, state: Callable[[], dict[str, Tree]]) -> None:
         """Copy the state now and commit it beside the loop, after the one in flight is done."""
-        self.wait()
         begin = time.monotonic()
+        self.wait()
         try:
             snapshot = Snapshot.of(step, state())
         except TypeError as error:
             raise SaveError(f"checkpoint of step {step}: {error}") from None
-        self._thread = threading.Thread(target=self._write, args=(snapshot, begin), name="checkpoint")
+        self._stall = time.monotonic() - begin
+        self._thread = threading.Thread(target=self._write, args=(snapshot,), name="checkpoint")
         self._thread.start()
 
-    def _write(self, snapshot: Snapshot, begin: float) -> None:
+    def _write(self, snapshot: Snapshot) -> None:
         try:
             self._checkpoints.write(snapshot)
         except SaveError as error:
             self._error = error
         except Exception as error:  # the loop must hear of whatever ended its saves
             self._error = SaveError(f"checkpoint of step {snapshot.step} failed: {type(error).__name__}: {error}")
-        self.last_cost = time.monotonic() - begin
+        self._processor = time.thread_time()
 
     def wait(self) -> None:
         """Return when nothing is in flight; raise what went wrong."""

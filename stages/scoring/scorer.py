@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,10 +18,13 @@ from stages.batches.randomness import EVALUATION
 from stages.batches.tokenized import Task, label_batches, lengths
 from stages.config.schema import EvaluateParams
 from stages.ground.bar import bar
-from stages.ground.errors import located, user_code
+from stages.ground.errors import located, say, user_code
+from stages.keeping.atoms import Pace
+from stages.modeling.buffers import remember_buffers
 from stages.modeling.compute import Compute
 from stages.modeling.losses import Objective
 from stages.modeling.parallel import Parallel
+from stages.scoring.kept import Kept, Scored
 from stages.scoring.scores import score
 
 # Rows of like length are batched together within windows of so many rows, in the split's order: so the batches of a
@@ -36,7 +39,7 @@ def shown(rows: Sequence[int]) -> str:
 
 
 class Stopped(Exception):
-    """An evaluation was left because the process was asked to stop; nothing of it counts."""
+    """An evaluation was left because the process was asked to stop; what was to be kept of it is kept."""
 
 
 @dataclass(frozen=True)
@@ -53,17 +56,6 @@ class Predictions:
         """`loss` and every metric of `evaluate.metrics`; the split must have labels."""
         assert self.labels is not None and self.loss is not None
         return {"loss": self.loss, **score(task, params, self.logits, self.labels)}
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A batch that was computed: its `number`, the `rows` of the split, their `logits` float32 (rows, outputs) and,
-    unless the split has no labels, `losses` float32 (rows,), both on the CPU."""
-
-    number: int
-    rows: list[int]
-    logits: Tensor
-    losses: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -93,67 +85,149 @@ class Scorer:
         """Those of all rows; None where the split has none."""
         return torch.cat(list(label_batches(self.split))) if "labels" in self.split.column_names else None
 
+    def __call__(
+        self,
+        load: Callable[[], Parallel],
+        stop_requested: Callable[[], bool] = lambda: False,
+        kept: Kept | None = None,
+        on_keep: Callable[[], None] = lambda: None,
+    ) -> Predictions:
+        """Predict all rows; of several processes the main one's result is whole. The model is in the mode that it was
+        in afterwards, with the buffers that it had.
+
+        Args:
+            load: gives the model; called if a batch is left to compute.
+            stop_requested: looked at before each batch.
+            kept: the batches that are done already, and where those that will be are kept; of the main process.
+            on_keep: called in every process before some are kept on the way, which takes a second; not at the end.
+
+        Raises:
+            Stopped: in every process, if `stop_requested()` was true in one of them.
+            UserError: the model or the loss raised, with the rows.
+            SaveError: what is done could not be kept.
+        """
+        found = _Found(self)
+        if kept is not None:
+            found.add(kept.read(self.batches))
+        done = set(self.compute.world.broadcast_object(sorted(found.numbers)))
+        left = [number for number in range(len(self.batches)) if number not in done]
+        if done and self.compute.world.is_main:
+            how = f"going on after {len(done)} of" if left else "nothing to compute, there are"
+            say(f"{self.name}: {how} {len(self.batches)} batches from before")
+        if left:
+            parallel = load()
+            model, was_training = parallel.model, parallel.model.training
+            self.compute.world.broadcast_buffers(model)
+            model.eval()
+            try:
+                self._predict(left, parallel, stop_requested, kept, on_keep, found)
+            finally:
+                model.train(was_training)
+        return found.predictions()
+
     @torch.no_grad()
-    def run(self, forward: Callable[[Batch], Tensor], stop_requested: Callable[[], bool]) -> Iterator[Scored]:
-        """Compute this process's share of the batches, with a model in eval mode.
+    def _predict(
+        self,
+        left: list[int],
+        parallel: Parallel,
+        stop_requested: Callable[[], bool],
+        kept: Kept | None,
+        on_keep: Callable[[], None],
+        found: _Found,
+    ) -> None:
+        """Compute this process's share of the batches that are `left`, and put together those of all.
 
         Every process makes the same number of forward passes, as a model may be spread over all: one that has no
         batch left runs another's again, and nothing of that counts.
-
-        Raises:
-            Stopped: in every process, if `stop_requested()` was true in one at the start of a batch.
-            UserError: the model or the loss raised, with the rows.
         """
-        batches, world = self.batches, self.compute.world
-        rounds = -(-len(batches) // world.size)
-        mine = [number % len(batches) for number in range(world.rank, rounds * world.size, world.size)]
-        loader = make_loader(self.split, [batches[i] for i in mine], self.tokenizer, self.compute.device, 0)
+        world, pending, turns = self.compute.world, list[Scored](), 0
+        rounds = -(-len(left) // world.size)
+        mine = [left[turn % len(left)] for turn in range(world.rank, rounds * world.size, world.size)]
+        loader = make_loader(self.split, [self.batches[i] for i in mine], self.tokenizer, self.compute.device, 0)
+        # A batch is a function of its rows and its number alone, also where forward changes buffers in eval mode.
+        put_buffers_back = remember_buffers(parallel.model)
+        pace = Pace(kept.count if kept is not None else 0)
         for turn, (number, batch) in enumerate(zip(mine, bar(loader, "evaluating", "batch"), strict=True)):
-            if any(world.maximum(int(stop_requested()))):
+            stops, due = world.maximum(int(stop_requested()), int(kept is not None and turns > 0 and pace.is_due()))
+            if due or (stops and turns):
+                on_keep()
+                self._keep(pending, turns, kept, found)
+                pace.kept()
+                pending, turns = [], 0
+            if stops:
                 raise Stopped
-            self.compute.seed_at(EVALUATION, number)
-            inputs = self.compute.put(batch)
-            labels = inputs.pop("labels", None)
-            where = f"its rows of {self.name} are {shown(batches[number])}"
-            with located(where), user_code("the model or the loss fails in eval mode"):
-                with self.compute.autocast():
-                    logits = forward(inputs)
-                logits = logits.detach().float()  # a compiled script may forget that there are no gradients
-                losses = None if labels is None else self.objective.each_row(logits, labels)
-            if turn * world.size + world.rank < len(batches):
-                yield Scored(number, batches[number], logits.cpu(), None if losses is None else losses.cpu())
+            try:
+                scored = self._score(number, batch, parallel.forward)
+            finally:
+                put_buffers_back()
+            turns += 1
+            if turn * world.size + world.rank < len(left):
+                pending.append(scored)
+        self._keep(pending, turns, kept, found)
 
-    def __call__(self, parallel: Parallel, stop_requested: Callable[[], bool] = lambda: False) -> Predictions:
-        """Predict all rows; the model is in the mode that it was in afterwards.
+    def _score(self, number: int, batch: Batch, forward: Callable[[Batch], Tensor]) -> Scored:
+        self.compute.seed_at(EVALUATION, number)
+        inputs = self.compute.put(batch)
+        labels = inputs.pop("labels", None)
+        where = f"its rows of {self.name} are {shown(self.batches[number])}"
+        with located(where), user_code("the model or the loss fails in eval mode"):
+            with self.compute.autocast():
+                logits = forward(inputs)
+            logits = logits.detach().float()  # a compiled script may forget that there are no gradients
+            losses = None if labels is None else self.objective.each_row(logits, labels)
+        return Scored(number, logits.cpu(), None if losses is None else losses.cpu())
 
-        Raises:
-            Stopped: in every process, if `stop_requested()` is true in one at the start of a batch.
-        """
-        world, rows = self.compute.world, self.split.num_rows
-        logits, losses = torch.zeros(rows, 0), torch.zeros(rows)
-        model = parallel.model
-        world.broadcast_buffers(model)
-        was_training = model.training
-        model.eval()
-        try:
-            for scored in self.run(parallel.forward, stop_requested):
-                if not logits.shape[1]:
-                    logits = torch.zeros(rows, scored.logits.shape[1])
-                logits[scored.rows] = scored.logits
-                if scored.losses is not None:
-                    losses[scored.rows] = scored.losses
-        finally:
-            model.train(was_training)
-        if world.size > 1:
-            # Each row is nought in all processes but one.
-            (outputs,) = world.maximum(logits.shape[1])
-            logits = world.sum(logits if logits.shape[1] else torch.zeros(rows, outputs))
-            losses = world.sum(losses)
-        labels = self.labels
+    def _keep(self, pending: list[Scored], turns: int, kept: Kept | None, found: _Found) -> None:
+        """Put together what all processes computed in so many turns."""
+        scored = self._gather(pending, turns) if self.compute.world.size > 1 else pending
+        found.add(scored)
+        if kept is not None:
+            kept.write(scored)
+
+    def _gather(self, pending: list[Scored], turns: int) -> list[Scored]:
+        world = self.compute.world
+        (outputs,) = world.maximum(max((scored.logits.shape[1] for scored in pending), default=0))
+        numbers = torch.full((turns,), -1)
+        logits, losses = torch.zeros(turns, self.batch_size, outputs), torch.zeros(turns, self.batch_size)
+        for turn, scored in enumerate(pending):
+            numbers[turn], logits[turn, : len(scored.logits)] = scored.number, scored.logits
+            if scored.losses is not None:
+                losses[turn, : len(scored.losses)] = scored.losses
+        gathered = []
+        for theirs in zip(*(world.gather(tensor) for tensor in (numbers, logits, losses)), strict=True):
+            for number, row_logits, row_losses in zip(*theirs, strict=True):
+                if number >= 0:
+                    rows = len(self.batches[int(number)])
+                    labelled = self.labels is not None
+                    gathered.append(Scored(int(number), row_logits[:rows], row_losses[:rows] if labelled else None))
+        return gathered
+
+
+class _Found:
+    """The predictions of a split as they come in, batch by batch."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        rows = scorer.split.num_rows
+        self._scorer = scorer
+        self._logits, self._losses = torch.zeros(rows, 0), torch.zeros(rows)
+        self.numbers: set[int] = set()
+
+    def add(self, batches: Iterable[Scored]) -> None:
+        for scored in batches:
+            rows = self._scorer.batches[scored.number]
+            if not self._logits.shape[1]:
+                self._logits = torch.zeros(len(self._logits), scored.logits.shape[1])
+            self._logits[rows] = scored.logits
+            if scored.losses is not None:
+                self._losses[rows] = scored.losses
+            self.numbers.add(scored.number)
+
+    def predictions(self) -> Predictions:
+        labels, losses = self._scorer.labels, self._losses
         return Predictions(
-            logits.numpy(),
+            self._logits.numpy(),
             None if labels is None else labels.numpy(),
             None if labels is None else losses.numpy(),
             # Summed in the split's order and in fp64, so that neither the batch size nor the processes play a part.
-            None if labels is None else float(losses.double().sum() / self.objective.weight(labels)),
+            None if labels is None else float(losses.double().sum() / self._scorer.objective.weight(labels)),
         )

@@ -18,6 +18,8 @@ from stages.config.schema import EvaluateParams, is_custom
 from stages.ground.errors import RAISED, UserError, describe, quote
 from stages.modeling.head import Logits, decide, probabilities
 
+# What computes scores.
+METRIC_LIBRARIES = ("evaluate", "numpy", "scikit-learn", "scipy")
 MODULES = Path(__file__).parents[1] / "metrics"
 # Columns that the history has beside the metrics.
 RESERVED = ("step", "epoch", "loss")

@@ -17,6 +17,7 @@ from stages.batches.randomness import AFTER_BACKWARD
 from stages.config.schema import Params
 from stages.ground.errors import UserCodeError, UserError, located, say, user_code
 from stages.ground.signals import StopRequest
+from stages.keeping.sealed import SaveError
 from stages.modeling.buffers import remember_buffers
 from stages.modeling.precision import overflow
 from stages.run.recorder import SilentRecorder
@@ -249,13 +250,22 @@ def require_progress(session: Session) -> None:
 
 def evaluate(session: Session) -> None:
     """Score the validation split, write it down, keep the model if it is good, and tell schedule and callbacks. Left
-    undone if asked to stop meanwhile: a resumed run does it again. The same in all processes."""
+    where it is if asked to stop meanwhile: a resumed run goes on with it. The same in all processes."""
     state, inputs, stop, world = session.state, session.inputs, session.stop, session.inputs.compute.world
+    recorder = session.recorder
+    state.require_layout()  # it may be saved on the way
     try:
-        predictions = inputs.scorer(state.parallel, lambda: stop.signal is not None)
+        predictions = inputs.scorer(
+            lambda: state.parallel,
+            lambda: stop.signal is not None,
+            recorder.kept_predictions(),
+            recorder.save_if_changed,
+        )
         scores = predictions.scores(inputs.task, session.params.evaluate) if world.is_main else None
     except Stopped:
         return
+    except SaveError:
+        raise
     except UserError as error:
         line = f"{error}; at the evaluation of step {state.progress.step}, whose state is saved"
         raise Unfinished(Ending(Outcome.DIVERGED, line, alone=True)) from error
@@ -266,7 +276,7 @@ def evaluate(session: Session) -> None:
     state.schedule.after_evaluation(scores)
     state.require_layout()
     if not math.isnan(scores["loss"]):
-        session.recorder.keep_candidate(scores)
+        recorder.keep_candidate(scores)
     state.progress.evaluated_step = state.progress.step
     session.callbacks.on_evaluate(scores)
 

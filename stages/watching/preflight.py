@@ -162,7 +162,7 @@ def _check_rebuilt(model: nn.Module, expected: NDArray[np.float32], params: Para
     with tempfile.TemporaryDirectory() as folder:
         save_model(model, Path(folder), params.model)
         rebuilt = load_model(Path(folder), scorer.compute.device, params.model.source)
-    found = scorer(Parallel(rebuilt, scorer.compute)).logits
+    found = scorer(lambda: Parallel(rebuilt, scorer.compute)).logits
     if not np.allclose(found, expected, rtol=1e-4, atol=1e-5, equal_nan=True):
         raise UserError(
             f"model.source {quote(params.model.source)}: saved and built again, the model gives other logits, so it "
@@ -294,7 +294,7 @@ def _check_evaluation(state: TrainState, inputs: Inputs, params: Params, say: Ca
     name = inputs.scorer.name if len(rows) == len(split) else f"{len(rows)} rows spread over {inputs.scorer.name}"
     scorer = replace(inputs.scorer, split=split.select(rows), compute=replace(inputs.compute, world=World()), name=name)
     with located(f"model.source is {quote(params.model.source)}"):
-        predictions = scorer(state.parallel)
+        predictions = scorer(lambda: state.parallel)
     if params.model.source.startswith(FACTORY):
         _check_rebuilt(state.model, predictions.logits, params, scorer)
     try:

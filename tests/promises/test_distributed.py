@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.support.fork_server import fork_server
+from tests.support.fork_server import Forked, fork_server
 from tests.support.project import Checkout
 from tests.support.train_stage import SAVES, TRAIN_OUTS, executed_steps, saved_steps, train
 
@@ -51,17 +51,21 @@ def train_in(processes: int, checkout: Checkout, code: int = 0, **env: str) -> s
     return "".join(train_side_by_side([checkout] * processes, code, **env))
 
 
-def train_side_by_side(checkouts: list[Checkout], code: int = 0, **env: str) -> list[str]:
-    """A process in each of the folders, which no launcher has to start, as that takes many times as long; what each
-    printed."""
+def start_side_by_side(checkouts: list[Checkout], **env: str) -> list[Forked]:
+    """A process in each of the folders, which no launcher has to start, as that takes many times as long."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
     place["WORLD_SIZE"] = str(len(checkouts))
-    started = [
+    return [
         fork_server().start(checkout.folder, "stages.train", RANK=str(rank), LOCAL_RANK=str(rank), **place, **env)
         for rank, checkout in enumerate(checkouts)
     ]
+
+
+def train_side_by_side(checkouts: list[Checkout], code: int = 0, **env: str) -> list[str]:
+    """Start these and see them to their end; what each printed."""
+    started = start_side_by_side(checkouts, **env)
     outputs = [process.communicate(timeout=300)[0] for process in started]
     assert [process.returncode for process in started] == [code] * len(checkouts), outputs
     return outputs
@@ -219,6 +223,26 @@ def test_signal_to_one_process_in_an_evaluation_stops_all_and_it_is_done_again(
     train_in(2, reference)
     assert executed_steps(checkout) == [0, 8]
     assert checkout.digests(*TRAIN_OUTS) == reference.digests(*TRAIN_OUTS)
+
+
+def test_validation_of_two_processes_killed_half_way_goes_on_to_the_same_bytes(
+    prepared: Callable[..., Checkout],
+) -> None:
+    loss = {"loss": "stages.custom.own:slow_to_evaluate", "class_weights": None, "launcher": launcher(2)}
+    params = {**SHAPE, "train": {**SHAPE["train"], **loss}, "evaluate": {"eval_batch_size": 2}}
+    killed, reference = prepared(params), prepared(params)
+    train_in(2, reference)
+    started = start_side_by_side([killed, killed], SECONDS="0.7")
+    while not list(killed.folder.glob("runs/*/atoms/validation*")):
+        assert [process.poll() for process in started] == [None, None]
+        time.sleep(0.02)
+    for process in started:
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+    output = train_in(2, killed)
+    assert "going on after 4 of 10 batches from before" in output
+    assert executed_steps(killed)[1] in (6, 8)  # its state may have been half-written
+    assert killed.digests(*TRAIN_OUTS) == reference.digests(*TRAIN_OUTS)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from stages.ground.errors import UserError
 from stages.run.candidates import Candidates
 from stages.run.checkpoint import Checkpoints
 from stages.run.recorder import Recorder, SilentRecorder
 from stages.run.state import TrainState
+from stages.scoring.kept import Scored
 from tests.support.runs import make_params, make_run, make_state, take_steps
 
 STEPS = {"save_strategy": "steps", "save_steps": 3}
@@ -20,7 +22,7 @@ STEPS = {"save_strategy": "steps", "save_steps": 3}
 def make_recorder(folder: Path, state: TrainState, is_saved: bool = True, **train: Any) -> tuple[Recorder, Checkpoints]:
     run, params = make_run(folder), make_params(**{**STEPS, **train})
     checkpoints = Checkpoints(run.checkpoints)
-    return Recorder(state, is_saved, checkpoints, Candidates(run.candidates, params), params.train), checkpoints
+    return Recorder(state, is_saved, run, Candidates(run.candidates, params), params.train), checkpoints
 
 
 def test_saves_every_save_steps_and_asking_changes_nothing(tmp_path: Path) -> None:
@@ -103,6 +105,33 @@ def test_candidates_that_a_checkpoint_names_are_kept_until_it_goes(tmp_path: Pat
     assert models.steps() == [3]
 
 
+def test_predictions_are_kept_until_their_evaluation_is_on_disk_and_those_of_candidates_longer(tmp_path: Path) -> None:
+    state = make_state()
+    recorder, _ = make_recorder(tmp_path, state, keep_candidates=1)
+    run = make_run(tmp_path)
+
+    def evaluate(accuracy: float) -> None:
+        take_steps(state, 1)
+        kept = recorder.kept_predictions()
+        assert kept is not None
+        kept.write([Scored(0, torch.zeros(2, 2), None)])
+        recorder.keep_candidate({"loss": 1.0, "accuracy": accuracy})
+        state.progress.evaluated_step = state.progress.step
+
+    evaluate(0.9)
+    evaluate(0.5)
+    assert run.steps_in_atoms() == [2, 1]
+    recorder.finish()
+    assert run.steps_in_atoms() == [1]
+    evaluate(0.6)
+    assert run.steps_in_atoms() == [3, 1]
+
+
+def test_predictions_are_not_kept_where_a_step_that_is_trained_again_may_differ(tmp_path: Path) -> None:
+    recorder, _ = make_recorder(tmp_path, make_state(), deterministic=False)
+    assert recorder.kept_predictions() is None
+
+
 def test_silent_recorder_takes_part_in_every_save_and_writes_nothing(tmp_path: Path) -> None:
     state, taken = make_state(), []
     state.parallel.state_dict = lambda: taken.append(state.progress.step) or {}  # type: ignore[func-returns-value, method-assign]
@@ -140,8 +169,8 @@ def test_failed_save_stops_the_next_boundary(tmp_path: Path, monkeypatch: pytest
     from stages.keeping.sealed import SaveError
 
     state = make_state()
-    recorder, checkpoints = make_recorder(tmp_path, state)
-    monkeypatch.setattr(checkpoints, "write", lambda _: (_ for _ in ()).throw(SaveError("the disk is full")))
+    recorder, _ = make_recorder(tmp_path, state)
+    monkeypatch.setattr(Checkpoints, "write", lambda *_: (_ for _ in ()).throw(SaveError("the disk is full")))
     take_steps(state, 3)
     recorder.save()
     recorder._saver._thread.join()  # type: ignore[union-attr]
