@@ -1,7 +1,7 @@
 """The entry point for people.
 
 python -m stages repro [--fresh] [...]   mend what a kill left, then become `dvc repro [...]`
-python -m stages runs                    list the runs in runs/
+python -m stages runs                    list the runs in runs/: stage, how far, how it ended or who has it
 python -m stages runs --prune [RUN ...]  remove these runs, or all finished ones but the newest
 """
 
@@ -13,7 +13,7 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
-from stages.ground.errors import UserError, one_line, run_stage
+from stages.ground.errors import UserError, one_line, run_stage, say
 from stages.ground.signals import PARENT_PID
 
 
@@ -25,11 +25,11 @@ def repro(arguments: list[str], fresh: bool) -> None:
 
     require_names()
     for line in heal():
-        print(f"mended: {line}", file=sys.stderr, flush=True)
+        say(f"mended: {line}")
     if Path(PARAMS_FILE).is_file():
         require_rows(Path(load_params().data.path))  # DVC reads it before any stage can refuse it
     if fresh:
-        drop_matching_run()
+        drop_matching_runs()
     environment = os.environ | {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         "PYTHONHASHSEED": "0",
@@ -38,20 +38,21 @@ def repro(arguments: list[str], fresh: bool) -> None:
     os.execve(sys.executable, [sys.executable, "-m", "dvc", "repro", *arguments], environment)
 
 
-def drop_matching_run() -> None:
-    """Remove the state of the run that the files and parameters as they are now would continue."""
-    from stages.config.pipeline import load_stage
+def drop_matching_runs() -> None:
+    """Remove the state of the runs, one a stage, that the files and parameters as they are now would continue."""
+    from stages.config.pipeline import load_stage, read_stages
     from stages.keeping.folder import RunFolder
     from stages.keeping.identity import identify
 
-    try:
-        run = RunFolder.of(identify(load_stage("train")))
-    except UserError as error:
-        print(f"--fresh: no run to drop ({error})", file=sys.stderr, flush=True)
-        return
-    if run.path.exists():
-        run.remove()
-        print(f"--fresh: dropped run {run.id}", file=sys.stderr, flush=True)
+    for name in read_stages():
+        try:
+            run = RunFolder.of(identify(load_stage(name)))
+        except UserError as error:
+            say(f"--fresh: no run of {name} to drop ({error})")
+            continue
+        if run.path.exists():
+            run.remove()
+            say(f"--fresh: dropped run {run.id} of {name}")
 
 
 def list_all() -> None:
@@ -59,35 +60,36 @@ def list_all() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from stages.keeping.folder import left_by_a_prune, list_runs, version_of
+    from stages.keeping.folder import list_runs, version_of
+    from stages.keeping.pruning import left_by_a_prune
     from stages.keeping.sealed import FORMAT
 
-    table = Table("run", "state")
+    table = Table("run", "stage", "state", "done")
     table.add_column("newest checkpoint", no_wrap=True, min_width=35)  # to be copied
     for name in ("last started", "size"):
         table.add_column(name, no_wrap=True)
     for run in list_runs():
-        state = "finished" if run.finished else "running" if run.lock.holder() else "stopped"
-        if run.format != FORMAT:
-            state = "unreadable" if run.format is None else f"format {run.format}: {version_of(run.format)}"
+        known = run.format == FORMAT
+        unread = "unreadable" if run.format is None else f"format {run.format}: {version_of(run.format)}"
         table.add_row(
             one_line(run.id),
-            one_line(state),
-            run.newest_reference() if run.format == FORMAT else "",
+            one_line(run.stage),
+            one_line(run.state if known else unread),
+            run.done if known else "",
+            run.newest_reference() if known else "",
             datetime.fromtimestamp(run.used).isoformat(" ", "seconds"),
             f"{run.bytes / 1e6:.0f} MB",
         )
     for rest in left_by_a_prune():
-        table.add_row(
-            one_line(rest.id), "removed in part: runs --prune clears it", "", "", f"{rest.bytes / 1e6:.0f} MB"
-        )
+        why = "removed in part: runs --prune clears it"
+        table.add_row(one_line(rest.id), rest.stage, why, "", "", "", f"{rest.bytes / 1e6:.0f} MB")
     # What is in a folder is shown as it is, never followed.
-    Console(width=max(Console().width, 120), markup=False, emoji=False).print(table)
+    Console(width=max(Console().width, 140), markup=False, emoji=False).print(table)
 
 
 def prune_runs(ids: list[str]) -> None:
     """Remove the runs of these `ids`, or if there are none all finished ones but the newest."""
-    from stages.keeping.folder import prune, removable, runs_named
+    from stages.keeping.pruning import prune, removable, runs_named
 
     runs = list(runs_named(ids)) if ids else removable()[:-1]
 
@@ -107,7 +109,7 @@ def main() -> None:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     parser_repro = commands.add_parser("repro", help="run what has changed; other arguments go to dvc repro")
-    parser_repro.add_argument("--fresh", action="store_true", help="drop the matching run's state first")
+    parser_repro.add_argument("--fresh", action="store_true", help="drop the matching runs' state first")
     parser_runs = commands.add_parser("runs", help="list the runs")
     parser_runs.add_argument(
         "--prune", nargs="*", metavar="RUN", help="remove these runs, or all finished ones but the newest"

@@ -142,7 +142,7 @@ def test_second_trainer_is_refused_with_the_pid_of_the_first(prepared: Callable[
     checkout = prepared(LONG)
     first = start_training(checkout)
     second = train(checkout, code=2)
-    assert f"being trained by process {first.pid}" in second.strip().splitlines()[-1]
+    assert f"being worked on by process {first.pid}" in second.strip().splitlines()[-1]
     first.kill()
     first.communicate()
     third = start_training(checkout)  # a stale lock never blocks

@@ -213,6 +213,7 @@ EDITS: list[tuple[str, str, str, set[str]]] = [
     ("params.yaml", '"save_seconds": 60', '"save_seconds": 30', set()),
     ("params.yaml", '"launcher": "auto"', '"launcher": "python"', set()),
     ("params.yaml", '"loggers": []', '"loggers": ["tensorboard"]', set()),
+    ("params.yaml", '"num_proc": "auto"', '"num_proc": 2', set()),
     ("params.yaml", '"num_workers": 0', '"num_workers": 2', set()),
     ("params.yaml", '"device": "auto"', '"device": "cpu"', set()),
     ("params.yaml", '"threads": null', '"threads": 2', {"train", "evaluate", "select_best"}),

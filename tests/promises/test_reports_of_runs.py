@@ -30,9 +30,10 @@ from stages.config.read import parse_params, read_yaml
 from stages.config.schema import EvaluateParams
 from stages.ground import errors
 from stages.ground.errors import UserError, run_stage
-from stages.keeping.folder import RunFolder, left_by_a_prune, list_runs, runs_root
+from stages.keeping.folder import RunFolder, list_runs, runs_root
 from stages.keeping.identity import Identity
 from stages.keeping.lock import Lock
+from stages.keeping.pruning import left_by_a_prune
 from stages.keeping.sealed import SaveError
 from stages.keeping.store import DiskStore, Key
 from stages.run.state import Progress
@@ -175,7 +176,8 @@ IDENTITY = Identity("train", {"train.seed": 1, "train.init_from_run": None})
 LOOP = """
 import sys
 from stages.ground.errors import UserError
-from stages.keeping.folder import RunFolder, prune
+from stages.keeping.folder import RunFolder
+from stages.keeping.pruning import prune
 from stages.keeping.identity import Identity
 identity = Identity("train", {"train.seed": 1, "train.init_from_run": None})
 for turn in range(150):
@@ -413,10 +415,10 @@ def test_plan_that_is_too_large_is_refused_before_a_file_is_written(
     monkeypatch.setattr(build_loaders.os, "statvfs", lambda _: disk)
     shape = PlanShape(rows, 8, 8, False)
     if not refused:
-        build_loaders.require_room(shape, epochs, tmp_path)
+        build_loaders.require_room(shape, epochs, epochs, tmp_path)
         return
     with pytest.raises(UserError, match=rf"asks for {epochs} epochs of {shape.steps_per_epoch} steps.*{free} bytes"):
-        build_loaders.require_room(shape, epochs, tmp_path)
+        build_loaders.require_room(shape, epochs, epochs, tmp_path)
 
 
 # ---- a full disk is one line, and says in which way it is full

@@ -21,6 +21,8 @@ from tools import storm
 
 LONG = {"train": {"num_train_epochs": 50, "eval_strategy": "steps", "eval_steps": 100, "save_seconds": 1}}
 SHORT = {"train": {"num_train_epochs": 1}}
+# Of what the stages take, in a storm of few kills.
+SECONDS = {"tokenize": 4.0, "train": 12.0, "evaluate": 4.0, "select_best": 4.0}
 
 
 def test_storm_of_kills_ends_with_the_lock_of_another_checkout(tmp_path: Path, tiny_model: Path) -> None:
@@ -29,7 +31,7 @@ def test_storm_of_kills_ends_with_the_lock_of_another_checkout(tmp_path: Path, t
     expected = storm.digests(reference.folder)
     killed = Checkout(tmp_path / "killed", tiny_model, LONG)
     report = storm.Report()
-    storm.weather(killed.folder, killed.env, expected, report, kills=6, generator=random.Random(7), longest=12)
+    storm.weather(killed.folder, killed.env, expected, report, 6, random.Random(7), SECONDS, longest=12)
     assert report.manual_repairs == 0
     assert report.completed == report.equal == 1
     # Proof that it was a storm: it was killed, in train too, and train went on from a step after the first.
