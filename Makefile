@@ -16,7 +16,7 @@ run: setup  ## run the pipeline: what is done already is skipped
 	$(BIN)/python -m stages repro
 
 test: setup  ## run the tests
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 demo: setup  ## start, kill -9, run again, compare hashes
 	tools/kill_demo.sh
@@ -30,6 +30,9 @@ SEED ?= 0
 storm: setup  ## KILLS=100 SEED=0: kill whole runs at random times and compare every byte
 	$(BIN)/python tools/storm.py --kills $(KILLS) --seed $(SEED)
 
+bound: setup  ## kill slow stages every few seconds and count the starts that they need
+	$(BIN)/python tools/bound.py
+
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -38,4 +41,4 @@ lint: setup  ## ruff and mypy
 clean:  ## remove .venv and caches; runs, models and data stay
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
 
-.PHONY: help setup run test demo example storm lint clean
+.PHONY: help setup run test demo example storm bound lint clean

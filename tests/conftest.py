@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.project import WORDS, Project
+from tests.support.project import Project, make_tiny_model
 
 # Before any test module imports a Hugging Face library.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -17,42 +17,15 @@ pytest_plugins = ["tests.support.train_stage"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Which tests are kept in one process by `--dist loadgroup`, and in which order they are begun.
-
-    A module's are, as they share its fixtures; but the long ones of promises/ only where they do, and they come first,
-    the longest before all others: so all processes end at about the same time.
-    """
-    for item in items:
-        fixtures = getattr(item, "_fixtureinfo").name2fixturedefs.values()  # noqa: B009  a private one
-        shares = any(definitions[-1].scope == "module" for definitions in fixtures)
-        if shares or "promises" not in item.path.parts:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    """In which order files are begun, each of them by one process, as its tests share fixtures: those with the long
+    tests first, the longest before all others, so that all processes end at about the same time."""
     items.sort(key=lambda item: (item.path.stem != "test_storm", "promises" not in item.path.parts))
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A BERT of two layers with random weights and dropout, 64 positions, and its fast WordPiece tokenizer."""
-    import torch
-    from transformers import BertConfig, BertModel, BertTokenizer
-
-    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)] + [str(digit) for digit in range(10)]
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    pieces = [*special, *letters, *(f"##{letter}" for letter in letters), *(w for w in WORDS if w not in letters), "."]
-    folder = tmp_path_factory.mktemp("tiny-model")
-    tokenizer = BertTokenizer(vocab={piece: number for number, piece in enumerate(pieces)}, model_max_length=64)
-    tokenizer.save_pretrained(str(folder))
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(pieces),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=64,
-    )
-    BertModel(config).save_pretrained(str(folder))
-    return folder
+    """See `make_tiny_model`."""
+    return make_tiny_model(tmp_path_factory.mktemp("tiny-model"))
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -33,6 +34,7 @@ VICTIMS = (
     (1, "group", signal.SIGTERM),
     (1, "group", signal.SIGINT),
 )
+STAGES = ("tokenize", "build_loaders", "train", "evaluate", "select_best")
 FAILED_STARTS_IN_A_ROW = 5
 
 
@@ -48,6 +50,7 @@ class Report:
     equal: int = 0
     resumed: int = 0
     seconds: float = 0.0
+    lost: list[float] = field(default_factory=list)
 
     @property
     def total_kills(self) -> int:
@@ -114,8 +117,14 @@ def stage_in(log: Path) -> str:
     return lines[-1].split("'")[1] if lines else "none"
 
 
+def wait_for_stage(process: subprocess.Popen[bytes], log: Path, stage: str) -> None:
+    """Return when `stage` or a later one runs, or the process has ended."""
+    while process.poll() is None and (stage_in(log) not in STAGES or STAGES.index(stage_in(log)) < STAGES.index(stage)):
+        time.sleep(0.05)
+
+
 def wait_for_train(process: subprocess.Popen[bytes], log: Path, folder: Path) -> None:
-    """Return when the training loop has begun and there is a checkpoint, or the process has ended."""
+    """Return when train goes on and has something to go on from, or the process has ended."""
     while process.poll() is None and not (
         re.search(r"^run \w+: .* steps? ", log.read_text(errors="replace"), re.M)
         and any(folder.glob("runs/*/checkpoints/step-*"))
@@ -123,10 +132,31 @@ def wait_for_train(process: subprocess.Popen[bytes], log: Path, folder: Path) ->
         time.sleep(0.05)
 
 
+def measure(process: subprocess.Popen[bytes], log: Path) -> dict[str, float]:
+    """See a run to its end; the seconds of each stage."""
+    begins: dict[str, float] = {}
+    while process.poll() is None:
+        begins.setdefault(stage_in(log), time.monotonic())
+        time.sleep(0.05)
+    begins["end"] = time.monotonic()
+    times = list(begins.items())[1:]  # before the first stage is DVC
+    return {stage: end - begin for (stage, begin), (_, end) in itertools.pairwise(times)}
+
+
+def last_kept(folder: Path) -> float:
+    """When a stage last kept something of its work, in seconds since the epoch; 0 if none did."""
+    times = [0.0]
+    for pattern in ("runs/*/checkpoints/step-*", "runs/*/atoms/*", "dvc.lock"):
+        for path in folder.glob(pattern):
+            with contextlib.suppress(OSError):
+                times.append(path.stat().st_mtime)
+    return max(times)
+
+
 def starts_with_steps(folder: Path) -> int:
     """How often train went on from a step after the first."""
     count = 0
-    for path in folder.glob("runs/*/log.jsonl"):
+    for path in folder.glob("runs/*/log.jsonl"):  # of other stages no step is logged
         for line in path.read_text(errors="replace").splitlines():
             with contextlib.suppress(ValueError):
                 event = json.loads(line)
@@ -141,21 +171,23 @@ def weather(
     report: Report,
     kills: int,
     generator: random.Random,
+    seconds: dict[str, float],
     longest: float,
 ) -> None:
     """Kill runs in `folder` at random times until one completes; then compare.
 
-    A kill comes up to `longest` seconds after the start, or, every second one or so, up to a fifth of that after
-    train had something to go on from, however slow the machine is. After `kills` kills in all, the next run is left
-    alone.
+    A kill comes in a stage that is drawn by its share of all `seconds`, up to `longest` seconds after its start, or in
+    the first one that runs if that stage is done. After `kills` kills in all, the next run is left alone.
     """
     failed_in_a_row, last = 0, None
     while True:
         log = folder.parent / "storm.log"
-        process = start(folder, env, log)
+        process, begin = start(folder, env, log), time.time()
         if report.total_kills < kills:
-            delay = generator.uniform(0.2, longest)
-            if generator.random() < 0.5:
+            (stage,) = generator.choices(list(seconds), list(seconds.values()))
+            delay = generator.uniform(0.2, min(longest, seconds[stage]))
+            wait_for_stage(process, log, stage)
+            if stage == "train" and generator.random() < 0.5:  # however slow the machine is, it gets somewhere
                 wait_for_train(process, log, folder)
                 delay /= 5
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -163,6 +195,7 @@ def weather(
         else:
             process.wait()
         if process.poll() is None:
+            report.lost.append(time.time() - max(begin, last_kept(folder)))
             _, victim, number = generator.choices(VICTIMS, [weight for weight, *_ in VICTIMS])[0]
             strike(process, victim, number)
             name = f"{number.name} to {victim}"
@@ -212,15 +245,17 @@ def main() -> None:
         reference = clone(root / "reference")
         begin = time.monotonic()
         process = start(reference, env, root / "reference.log")
-        if process.wait():
+        seconds = measure(process, root / "reference.log")
+        if process.returncode:
             raise SystemExit((root / "reference.log").read_text())
         undisturbed = time.monotonic() - begin
         expected = digests(reference)
-        print(f"reference: {undisturbed:.0f} s, dvc.lock {expected['dvc.lock'][:16]}", flush=True)
+        shown = ", ".join(f"{stage} {value:.0f}" for stage, value in seconds.items())
+        print(f"reference: {undisturbed:.0f} s ({shown}), dvc.lock {expected['dvc.lock'][:16]}", flush=True)
         begin = time.monotonic()
         while report.total_kills < arguments.kills:
             folder = clone(root / "killed")
-            weather(folder, env, expected, report, arguments.kills, generator, arguments.longest)
+            weather(folder, env, expected, report, arguments.kills, generator, seconds, arguments.longest)
             print(f"{report.total_kills} kills, {report.completed} completed, {report.equal} equal", flush=True)
             shutil.rmtree(folder)
         report.seconds = time.monotonic() - begin
@@ -231,6 +266,9 @@ def main() -> None:
     print(
         f"runs completed: {report.completed}, equal in every byte: {report.equal}; train went on {report.resumed} times"
     )
+    kept = sorted(report.lost)
+    p50, p99 = kept[len(kept) // 2], kept[min(len(kept) - 1, int(len(kept) * 0.99))]
+    print(f"from the last thing kept, or the start, to the kill: p50 {p50:.1f} s, p99 {p99:.1f} s")
     print(f"time lost: {lost:.0f} s in all, {lost / report.total_kills:.1f} s a kill")
     sys.exit(report.equal != report.completed)
 
