@@ -128,6 +128,18 @@ def test_evaluate_takes_the_predictions_of_train_only_for_the_same_model_and_env
         atoms.rename(run.parent / "atoms")
 
 
+def test_scores_of_another_library_are_computed_again(trained: Checkout, tmp_path: Path) -> None:
+    checkout = trained.copy(tmp_path / "a")
+    run_stage(checkout, "evaluate")
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.metadata as metadata\nreal = metadata.version\n"
+        "metadata.version = lambda name: '9.9' if name == 'scikit-learn' else real(name)\n"
+    )
+    output = checkout.run("python", "-m", "stages.evaluate", PYTHONPATH=str(tmp_path))
+    assert re.search(r"evaluate: the environment changed \(scikit-learn: [0-9.]+ -> 9.9\)", output)
+    assert output.count("nothing to compute") == 2  # those that train left: no metric has a part in them
+
+
 def test_stage_that_another_process_is_at_is_refused_with_its_pid(trained: Checkout, tmp_path: Path) -> None:
     checkout = trained.copy(tmp_path / "a", "atoms")
     first = checkout.start("python", "-m", "stages.evaluate", SECONDS="3")

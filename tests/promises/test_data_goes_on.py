@@ -231,6 +231,20 @@ def test_damaged_epochs_are_made_again_with_a_line_and_no_others(small: Checkout
     assert {name[-1] for name in after if before.get(name) != after[name]} == {"2", "7"}
 
 
+def test_half_a_plan_needs_room_for_the_other_half_alone(small: Checkout, tmp_path: Path) -> None:
+    half, none = copy(small, tmp_path / "half", "tokenized"), copy(small, tmp_path / "none", "tokenized")
+    run(half, "build_loaders", r"on:/\.plan-[^/]*00000005\.tmp", code=-signal.SIGKILL)
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, types\n"
+        "disk = types.SimpleNamespace(f_bavail=2**40, f_frsize=1, f_favail=4, f_files=10**9)\n"
+        "os.statvfs = lambda _: disk\n"
+    )
+    refused = none.run("python", "-m", "stages.build_loaders", code=2, PYTHONPATH=str(tmp_path))
+    assert "asks for 8 epochs" in refused and "free and 4 files" in refused
+    half.run("python", "-m", "stages.build_loaders", PYTHONPATH=str(tmp_path))
+    assert half.digests(*PLANS) == small.digests(*PLANS)
+
+
 def test_quick_epochs_are_one_atom_and_that_is_the_plan(small: Checkout, tmp_path: Path) -> None:
     checkout = copy(small, tmp_path / "quick", "tokenized")
     edit(checkout, "stages/keeping/atoms.py", "SECONDS = 0.0", "SECONDS = 60.0")

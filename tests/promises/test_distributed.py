@@ -51,14 +51,23 @@ def train_in(processes: int, checkout: Checkout, code: int = 0, **env: str) -> s
     return "".join(train_side_by_side([checkout] * processes, code, **env))
 
 
-def start_side_by_side(checkouts: list[Checkout], **env: str) -> list[Forked]:
-    """A process in each of the folders, which no launcher has to start, as that takes many times as long."""
+def start_side_by_side(checkouts: list[Checkout], point: str | None = None, **env: str) -> list[Forked]:
+    """A process in each of the folders, which no launcher has to start, as that takes many times as long; the main one
+    ends at `point` of faults.py."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
     place["WORLD_SIZE"] = str(len(checkouts))
     return [
-        fork_server().start(checkout.folder, "stages.train", RANK=str(rank), LOCAL_RANK=str(rank), **place, **env)
+        fork_server().start(
+            checkout.folder,
+            "stages.train",
+            None if rank else point,
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            **place,
+            **env,
+        )
         for rank, checkout in enumerate(checkouts)
     ]
 
@@ -243,6 +252,20 @@ def test_validation_of_two_processes_killed_half_way_goes_on_to_the_same_bytes(
     assert "going on after 4 of 10 batches from before" in output
     assert executed_steps(killed)[1] in (6, 8)  # its state may have been half-written
     assert killed.digests(*TRAIN_OUTS) == reference.digests(*TRAIN_OUTS)
+
+
+def test_predictions_of_two_processes_are_not_taken_for_those_of_one(
+    prepared: Callable[..., Checkout], one_process: Checkout
+) -> None:
+    killed = several(prepared, 2, save_steps=1000)
+    for process in start_side_by_side([killed, killed], r"on:atoms/\.validation.step-00000016"):
+        process.communicate(timeout=120)
+    assert list(killed.folder.glob("runs/*/atoms/validation.step-00000008.*"))
+    assert saved_steps(killed) == []  # so that the next start makes another model at step 8
+    output = train(killed)
+    assert "from before" not in output
+    assert "were computed in another environment" in output
+    assert killed.digests(*TRAIN_OUTS) == one_process.digests(*TRAIN_OUTS)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
