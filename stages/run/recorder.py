@@ -81,7 +81,7 @@ class Recorder(SilentRecorder):
             return False
         match self._params.save_strategy:
             case "time":  # a save still in flight would make the loop wait for the disk
-                return self._time.is_due() and not self._saver.busy
+                return not self._saver.busy and self._time.is_due(self._saver.last_cost)
             case "steps":
                 assert self._params.save_steps is not None
                 return self._state.progress.step % self._params.save_steps == 0
@@ -99,7 +99,7 @@ class Recorder(SilentRecorder):
         return Kept(self._run.atoms(validation_of(self._state.progress.step))) if self._params.deterministic else None
 
     def save(self) -> None:
-        self._time.begun(self._saver.last_cost)
+        self._time.begun()
         self._saver.save(self._state.progress.step, self._state.state_dict)
         self._saved = self._mark()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -28,17 +29,17 @@ class TimeSchedule:
     def __init__(self, save_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit = save_seconds
         self._clock = clock
-        self._distance = 0.0
-        self._start = self._last = clock()
+        self._start, self._last = clock(), -math.inf
 
-    def is_due(self) -> bool:
-        return self._clock() - self._last >= self._distance
-
-    def begun(self, cost_seconds: float) -> None:
-        """A save begins; the last one cost the loop and the processor `cost_seconds`."""
-        self._last = self._clock()
+    def is_due(self, cost_seconds: float) -> bool:
+        """Whether to save now, where the last save cost the loop and the processor `cost_seconds`."""
         tolerable = LOSS_SHARE * (self._last - self._start)
-        self._distance = min(self._limit, max(FIRST_SECONDS, cost_seconds / COST_SHARE, tolerable))
+        distance = min(self._limit, max(FIRST_SECONDS, cost_seconds / COST_SHARE, tolerable))
+        return self._clock() - self._last >= distance
+
+    def begun(self) -> None:
+        """A save begins."""
+        self._last = self._clock()
 
 
 class Saver:

@@ -72,9 +72,9 @@ def test_saves_begin_at_once_and_back_off_to_the_interval() -> None:
     schedule = TimeSchedule(60, clock=lambda: now)
     times = []
     while now < 1200:
-        if schedule.is_due():
+        if schedule.is_due(cost_seconds=0.05):
             times.append(now)
-            schedule.begun(cost_seconds=0.05)
+            schedule.begun()
         now += 0.5
     gaps = [b - a for a, b in itertools.pairwise(times)]
     assert times[0] == 0
@@ -85,14 +85,15 @@ def test_saves_begin_at_once_and_back_off_to_the_interval() -> None:
 
 def test_asking_whether_a_save_is_due_books_none() -> None:
     schedule = TimeSchedule(60, clock=lambda: 5.0)
-    assert [schedule.is_due() for _ in range(3)] == [True] * 3
+    assert [schedule.is_due(0.0) for _ in range(3)] == [True] * 3
 
 
-def test_expensive_saves_are_spread_out() -> None:
+def test_expensive_saves_are_spread_out_from_the_first_one_on() -> None:
     now = 0.0
     schedule = TimeSchedule(600, clock=lambda: now)
-    schedule.begun(cost_seconds=12.0)
+    assert schedule.is_due(cost_seconds=0.0)
+    schedule.begun()
     now = 119.0
-    assert not schedule.is_due()
+    assert not schedule.is_due(cost_seconds=12.0)
     now = 120.0
-    assert schedule.is_due()
+    assert schedule.is_due(cost_seconds=12.0)
