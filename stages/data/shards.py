@@ -2,8 +2,9 @@
 
 A shard is an atom of the run (see stages.keeping.atoms): two Arrow files, of the model's inputs and of the raw rows,
 which are published as they are, by link. Its bytes follow from the data alone: record batches are of a fixed number of
-rows, and a shard consists of as many as are about a second of work. So they are the same wherever a kill came, and
-whichever process made one.
+rows, and a shard consists of as many as are usually about a second of work. So they are the same wherever a kill came,
+and whichever process made one. Where a shard takes longer (two long texts are cut in many ways), what is encoded of it
+is kept too, every second.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,10 +38,12 @@ from stages.ground import disk
 from stages.ground.bar import bar
 from stages.ground.errors import UserError
 from stages.ground.signals import work_for
-from stages.keeping.atoms import Atoms
+from stages.keeping.atoms import Atoms, Pace
 from stages.keeping.store import Part
 
 BATCH_ROWS = 1_000
+# Encoded at a time: few, as two long texts take 10 ms a row; and no slower than many.
+PIECE_ROWS = 64
 # Raw text that a process encodes in about a second. A number of a column takes as long as so many bytes of text.
 SHARD_BYTES = 1_500_000
 NUMBER_BYTES = 8
@@ -48,7 +51,7 @@ NUMBER_BYTES = 8
 MOST_SHARDS = 2_000
 # Below so many, processes cost more than they save.
 FEWEST_SHARED = 4
-INPUTS, RAW, COUNTS = "inputs.arrow", "raw.arrow", "counts.json"
+INPUTS, RAW, COUNTS, PIECE = "inputs.arrow", "raw.arrow", "counts.json", "piece.arrow"
 Job = tuple[str, int]
 """A split and the number of a shard of it."""
 
@@ -78,8 +81,12 @@ class Cut:
     def batches(self, shard: int) -> Iterator[tuple[int, int]]:
         """The first row of each record batch of a shard, and one beyond its last."""
         first, end = (int(row) for row in self.bounds[shard : shard + 2])
-        for start in range(first, end, self.batch_rows):
-            yield start, min(start + self.batch_rows, end)
+        yield from _steps(first, end, self.batch_rows)
+
+
+def _steps(first: int, end: int, rows: int) -> Iterator[tuple[int, int]]:
+    for start in range(first, end, rows):
+        yield start, min(start + rows, end)
 
 
 def row_sizes(rows: datasets.Dataset, columns: Columns) -> npt.NDArray[np.int64]:
@@ -128,23 +135,55 @@ class SplitShards:
         """
         first, end = self.cut.bounds[number : number + 2]
         self.atoms.write(number, int(end - first) * 100, lambda folder: self._fill(number, folder))
+        self._pieces(number).remove()
+
+    def _pieces(self, number: int) -> Atoms:
+        """What is encoded of a shard that is not whole yet; the number of each is that of its first row."""
+        return self.atoms.of(f"{self.atoms.scope}-of-{number}")
+
+    def _encoded(self, number: int) -> pa.Table:
+        """What the encoder makes of all rows of a shard, and `labels` if the split has them."""
+        first, end = (int(row) for row in self.cut.bounds[number : number + 2])
+        pieces, made = self._pieces(number), list[pa.Table]()
+        pieces.remove_others()
+        for start, parts in pieces.read():
+            if start == first:  # the next in order: one that was damaged is made again, and those after it
+                made.append(pa.ipc.open_stream(parts[PIECE].path.read_bytes()).read_all())
+                first += len(made[-1])
+        kept, pace = len(made), Pace(len(made))
+        for start, stop in _steps(first, end, PIECE_ROWS):
+            made.append(self._encode(start, stop))
+            if pace.is_due() and stop < end:
+                piece = pa.concat_tables(made[kept:])
+                pieces.write(first, piece.nbytes, partial(_write_piece, piece))
+                pace.kept()
+                first, kept = stop, len(made)
+        return pa.concat_tables(made)
+
+    def _encode(self, first: int, end: int) -> pa.Table:
+        table = self.rows.with_format("arrow")[first:end]
+        made: dict[str, Any] = self.encoder(table, self.origin, first)
+        if self.labelled:
+            made["labels"] = self.columns.kind.targets(table[self.columns.label], list(self.names))
+        return pa.table(made)
 
     def _fill(self, number: int, folder: Path) -> None:
-        rows, truncated = self.rows.with_format("arrow"), 0
+        rows, encoded, begin = self.rows.with_format("arrow"), self._encoded(number), int(self.cut.bounds[number])
+        truncated = pc.sum(encoded[TRUNCATED]).as_py() if TRUNCATED in encoded.column_names else 0
+        encoded = encoded.select(list(self.input_features))
         with (
             _writing(folder / RAW, raw_features(self.columns)) as raw,
             _writing(folder / INPUTS, self.input_features) as inputs,
         ):
             for first, end in self.cut.batches(number):
-                table = rows[first:end]
-                raw(raw_rows(table, self.columns, first))
-                made: dict[str, Any] = self.encoder(table, self.origin, first)
-                if TRUNCATED in made:
-                    truncated += pc.sum(made.pop(TRUNCATED)).as_py()
-                if self.labelled:
-                    made["labels"] = self.columns.kind.targets(table[self.columns.label], list(self.names))
-                inputs(pa.table(made))
+                raw(raw_rows(rows[first:end], self.columns, first))
+                inputs(encoded.slice(first - begin, end - first))
         (folder / COUNTS).write_text(disk.dumps({TRUNCATED: truncated}), encoding="utf-8")
+
+
+def _write_piece(piece: pa.Table, folder: Path) -> None:
+    with pa.OSFile(str(folder / PIECE), "wb") as sink, pa.RecordBatchStreamWriter(sink, piece.schema) as writer:
+        writer.write_table(piece)
 
 
 @contextmanager

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
 import datasets
 import numpy as np
 import psutil
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -20,7 +23,7 @@ from stages.data import shards
 from stages.data.shards import Cut, SplitShards
 from stages.ground import disk
 from stages.ground.errors import run_stage
-from stages.keeping import environment
+from stages.keeping import atoms, environment
 from tests.support.project import WORDS, Project
 
 ROWS = 90
@@ -217,6 +220,45 @@ def test_damaged_shard_is_made_again_with_a_line(
     assert start(monkeypatch)[-1] == ("train", 2)
     assert "is damaged and is computed again" in capsys.readouterr().err
     assert outs() == undisturbed
+
+
+@pytest.mark.parametrize("lost", [None, 1])
+def test_shard_of_slow_rows_goes_on_in_its_middle_and_its_bytes_do_not_depend_on_where(
+    ready: Project, monkeypatch: pytest.MonkeyPatch, lost: int | None
+) -> None:
+    monkeypatch.setattr(shards, "SHARD_BYTES", 10**6)
+    start(monkeypatch)
+    whole = outs()
+    for made in ("data/tokenized", "runs"):
+        shutil.rmtree(made)
+    monkeypatch.setattr(shards, "PIECE_ROWS", 3)  # 30 pieces, which end within batches of four
+    monkeypatch.setattr(atoms, "SECONDS", 0.0)
+    encoded: list[int] = []
+    encode = SplitShards._encode
+
+    def counted(self: SplitShards, first: int, end: int) -> pa.Table:
+        if self.atoms.scope.startswith("encode-train"):
+            if len(encoded) % 11 == 10:
+                encoded.append(-1)
+                raise Stopped
+            encoded.append(first)
+        return encode(self, first, end)
+
+    monkeypatch.setattr(SplitShards, "_encode", counted)
+    starts = 0
+    while not Path("data/tokenized").exists():
+        with contextlib.suppress(Stopped):
+            run_stage(stage.main)
+        starts += 1
+        if lost is not None and starts == 1:
+            (piece,) = Path("runs").glob(f"*/atoms/encode-train-*-of-0.*.{3 * lost:08d}/piece.arrow")
+            piece.write_bytes(b"")
+    rows = [first for first in encoded if first >= 0]
+    # Each once, but where a piece is lost: it, and those after it.
+    assert sorted(set(rows)) == list(range(0, 81, 3))  # a tenth is cut off for validation
+    assert len(rows) == len(set(rows)) + (9 if lost else 0)
+    assert outs() == whole
+    assert not list(Path("runs").glob("*/atoms/encode-*-of-*"))
 
 
 def test_damaged_file_that_was_read_is_read_again(
