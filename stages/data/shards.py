@@ -151,7 +151,11 @@ class SplitShards:
                 made.append(pa.ipc.open_stream(parts[PIECE].path.read_bytes()).read_all())
                 first += len(made[-1])
         kept, pace = len(made), Pace(len(made))
-        for start, stop in _steps(first, end, PIECE_ROWS):
+        # Within a record batch, and whole: what Arrow writes of a part of a table may be more than that part.
+        steps = [step for batch in self.cut.batches(number) for step in _steps(*batch, PIECE_ROWS)]
+        for start, stop in steps:
+            if start < first:
+                continue  # read above
             made.append(self._encode(start, stop))
             if pace.is_due() and stop < end:
                 piece = pa.concat_tables(made[kept:])

@@ -231,7 +231,7 @@ def test_shard_of_slow_rows_goes_on_in_its_middle_and_its_bytes_do_not_depend_on
     whole = outs()
     for made in ("data/tokenized", "runs"):
         shutil.rmtree(made)
-    monkeypatch.setattr(shards, "PIECE_ROWS", 3)  # 30 pieces, which end within batches of four
+    monkeypatch.setattr(shards, "PIECE_ROWS", 2)  # two a batch
     monkeypatch.setattr(atoms, "SECONDS", 0.0)
     encoded: list[int] = []
     encode = SplitShards._encode
@@ -251,11 +251,11 @@ def test_shard_of_slow_rows_goes_on_in_its_middle_and_its_bytes_do_not_depend_on
             run_stage(stage.main)
         starts += 1
         if lost is not None and starts == 1:
-            (piece,) = Path("runs").glob(f"*/atoms/encode-train-*-of-0.*.{3 * lost:08d}/piece.arrow")
+            (piece,) = Path("runs").glob(f"*/atoms/encode-train-*-of-0.*.{2 * lost:08d}/piece.arrow")
             piece.write_bytes(b"")
     rows = [first for first in encoded if first >= 0]
     # Each once, but where a piece is lost: it, and those after it.
-    assert sorted(set(rows)) == list(range(0, 81, 3))  # a tenth is cut off for validation
+    assert sorted(set(rows)) == list(range(0, 81, 2))  # a tenth is cut off for validation
     assert len(rows) == len(set(rows)) + (9 if lost else 0)
     assert outs() == whole
     assert not list(Path("runs").glob("*/atoms/encode-*-of-*"))
