@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import os
-import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.config.pipeline import load_stage
 from stages.config.schema import Params
-from stages.ground.errors import UserError, run_stage
+from stages.ground.errors import UserError, run_stage, say
 from stages.ground.places import METRICS
 from stages.ground.signals import die_with_parent
 
@@ -46,10 +44,9 @@ def main() -> None:
     with work_of(stage, of_libraries("datasets", "numpy", "pyarrow")) as run:
         metrics = disk.write_folder(LOADERS, lambda folder: build_loaders(stage.params, folder, run))
         disk.write_text(RECORD, disk.dumps(metrics))
-    print(
+    say(
         f"{metrics['batches_per_epoch']} batches an epoch, {metrics['epochs']} epochs, "
-        f"padding efficiency {metrics['padding_efficiency']:.3f}",
-        file=sys.stderr,
+        f"padding efficiency {metrics['padding_efficiency']:.3f}"
     )
 
 
@@ -98,8 +95,7 @@ def lay_down(params: Params, shape: PlanShape, lengths: NDArray[np.int32], folde
     from stages.keeping.atoms import Pace
 
     loaders, epochs = params.build_loaders, shape.epochs(params.train.num_train_epochs, params.train.max_steps)
-    atoms = run.atoms(f"plan-{hashlib.sha256(lengths.tobytes()).hexdigest()[:16]}")
-    atoms.remove_others()
+    atoms = run.atoms("plan")
     counts: Counts = {}
     begun = []
     for first, parts in atoms.read():

@@ -66,4 +66,4 @@ def evaluate_candidates(predictor: Predictor, run: RunFolder, folder: Path) -> d
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(main, collect_rarely=True)

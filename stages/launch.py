@@ -10,7 +10,7 @@ from pathlib import Path
 
 from stages.config.read import load_params
 from stages.config.schema import Params
-from stages.ground.errors import UserError, quote, run_stage
+from stages.ground.errors import UserError, quote, run_stage, say
 from stages.ground.signals import PARENT_PID, die_with_parent
 
 
@@ -36,11 +36,9 @@ def _auto(params: Params) -> list[str]:
     gpus = count_gpus() if params.train.device in ("auto", "cuda") else 0
     used = min(gpus, params.build_loaders.micro_batches_per_step)
     if used < gpus:
-        print(
+        say(
             f"{gpus} GPUs are visible, but a step has {used} micro-batches: training on {used}; "
-            "write a smaller build_loaders.micro_batch_size to use more",
-            file=sys.stderr,
-            flush=True,
+            "write a smaller build_loaders.micro_batch_size to use more"
         )
     if used > 1:
         return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={used}"]

@@ -210,4 +210,4 @@ def make_report(
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(main, collect_rarely=True)

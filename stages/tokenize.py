@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from stages.config.pipeline import load_stage, require_folders, require_inputs
 from stages.config.pretrained import MODEL, TOKENIZER, resolve_model, resolve_tokenizer
 from stages.config.schema import Params
-from stages.ground.errors import one_line, quote, run_stage
+from stages.ground.errors import quote, run_stage, say
 from stages.ground.places import METRICS
 from stages.ground.signals import die_with_parent
 
@@ -179,7 +179,7 @@ def _quieten() -> None:
 
 
 def _say(line: str) -> None:
-    print(f"tokenize: {one_line(line)}", file=sys.stderr, flush=True)
+    say(f"tokenize: {line}")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,6 @@ class Keeper:
             SaveError: it cannot be kept.
         """
         atoms = self._run.atoms(scope)
-        atoms.remove_others()
         while (parts := next((parts for _, parts in atoms.read()), None)) is None:
             self._scratch.mkdir()
             try:

@@ -145,7 +145,6 @@ class SplitShards:
         """What the encoder makes of all rows of a shard, and `labels` if the split has them."""
         first, end = (int(row) for row in self.cut.bounds[number : number + 2])
         pieces, made = self._pieces(number), list[pa.Table]()
-        pieces.remove_others()
         for start, parts in pieces.read():
             if start == first:  # the next in order: one that was damaged is made again, and those after it
                 made.append(pa.ipc.open_stream(parts[PIECE].path.read_bytes()).read_all())
@@ -205,8 +204,6 @@ def make(splits: Mapping[str, SplitShards], num_proc: int | Literal["auto"]) -> 
         UserError: the first row that cannot be encoded; or a process was killed.
         SaveError: a shard cannot be kept.
     """
-    for shards in splits.values():
-        shards.atoms.remove_others()
     while True:
         jobs = [(split, number) for split, shards in splits.items() for number in shards.missing()]
         for _ in bar(_work(splits, jobs, processes_for(num_proc, len(jobs))), "encoding", "shard"):

@@ -29,7 +29,6 @@ def map_tables(
     features: datasets.Features,
     cache: Path,
     what: str,
-    rows: int | None = None,
 ) -> datasets.Dataset:
     """What `function` makes of each batch, given the position of its first row; kept in the file `cache`."""
 
@@ -42,7 +41,7 @@ def map_tables(
         .map(
             positioned,
             batched=True,
-            batch_size=rows or batch_rows(len(dataset.column_names)),
+            batch_size=batch_rows(len(dataset.column_names)),
             with_indices=True,
             features=features,
             cache_file_name=str(cache),

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from stages.ground.errors import say
 from stages.ground.places import repository
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
@@ -127,7 +128,7 @@ def _is_running_above(pid: int) -> Callable[[], bool]:
 
     starter = next((process for process in psutil.Process().parents() if process.pid == pid), None)
     if starter is None:
-        print(f"process {pid}, which started this stage, has ended: this stage ends too", file=sys.stderr, flush=True)
+        say(f"process {pid}, which started this stage, has ended: this stage ends too")
         return lambda: False
 
     def is_running() -> bool:

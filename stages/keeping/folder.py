@@ -12,7 +12,7 @@ from typing import Any
 from stages.config.pipeline import load_stage
 from stages.ground import disk
 from stages.ground.errors import UserError, quote
-from stages.ground.places import step_name, steps_in
+from stages.ground.places import repository, step_name, steps_in
 from stages.keeping.atoms import KIND as ATOMS
 from stages.keeping.atoms import Atoms, fingerprint
 from stages.keeping.identity import Identity, identify
@@ -31,10 +31,9 @@ def runs_root() -> Path:
     the repository, which DVC_ROOT names then.
     """
     here = Path.cwd()
-    repository = Path(os.environ.get("DVC_ROOT") or here).resolve()
-    if here.is_relative_to(repository / ".dvc/tmp"):
-        copy = next((folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir()), here)
-        here = repository / here.relative_to(copy)
+    root = Path(os.environ.get("DVC_ROOT") or here).resolve()
+    if here.is_relative_to(root / ".dvc/tmp"):
+        here = root / here.relative_to(repository() or here)
     named = os.environ.get(RUNS_VARIABLE) or "runs"
     try:
         return here / Path(named).expanduser()

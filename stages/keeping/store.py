@@ -157,8 +157,8 @@ class DiskStore:
             no_room = getattr(error, "errno", None) in NO_ROOM or "No space left" in str(error)
             raise SaveError(
                 f"{key.kind} {key.name} could not be written to {folder}: {full(place) if no_room else error}; it "
-                f"needs {self._sizes[key]} bytes, {shutil.disk_usage(place).free} are free; the last good checkpoint "
-                "is kept: make room, or move the runs with HOLDFAST_RUNS, and run the same command again"
+                f"needs {self._sizes[key]} bytes, {shutil.disk_usage(place).free} are free; what was kept before "
+                "stays: make room, or move the runs with HOLDFAST_RUNS, and run the same command again"
             ) from error
 
 

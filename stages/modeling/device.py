@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import sys
 
 import torch
 
-from stages.ground.errors import UserError, quote
+from stages.ground.errors import UserError, quote, say
 
 
 def pick_device(name: str, local_rank: int | None = None) -> torch.device:
@@ -62,5 +61,5 @@ def set_threads(threads: int | None) -> None:
     """
     now = torch.get_num_threads()
     if threads is not None and threads != now:
-        print(f"intra-op threads set from {now} to {threads}, as the run has", file=sys.stderr, flush=True)
+        say(f"intra-op threads set from {now} to {threads}, as the run has")
         torch.set_num_threads(threads)

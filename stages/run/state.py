@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import TypedDict
 
-from stages.ground.errors import UserCodeError, user_code
+from stages.ground.errors import UserCodeError, reason, user_code
 from stages.keeping.sealed import DamagedError, FileRecord
 from stages.modeling import codec
 from stages.modeling.codec import Tree
@@ -261,4 +261,4 @@ def _parse(kind: pydantic.TypeAdapter[T], tree: Tree) -> T:
         # As JSON, where lists and dicts are all there is, nothing is converted.
         return kind.validate_json(json.dumps(tree), strict=True)
     except (pydantic.ValidationError, TypeError, ValueError, RecursionError) as error:
-        raise DamagedError(f"the state is not what it should be: {' '.join(str(error).split())[:200]}") from None
+        raise DamagedError(f"the state is not what it should be: {reason(error, 200)}") from None

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from stages.batches.tokenized import TOKENIZED, load_raw, load_split, load_task, load_tokenizer
+from stages.batches.tokenized import TOKENIZED, Task, load_raw, load_split, load_task, load_tokenizer
 from stages.config.pipeline import load_stage
 from stages.config.schema import Params
 from stages.ground.disk import sha256_file
@@ -26,7 +26,7 @@ from stages.modeling.build import load_model
 from stages.modeling.compute import Compute
 from stages.modeling.device import set_threads
 from stages.modeling.head import decide
-from stages.modeling.losses import make_objective
+from stages.modeling.losses import Objective, make_objective
 from stages.modeling.parallel import Parallel
 from stages.modeling.world import World
 from stages.scoring.kept import Kept, validation_of
@@ -42,9 +42,15 @@ class Predictor:
         self._compute = Compute.start(params.train, World())
         set_threads(params.train.threads or threads_of_run(torch.get_num_threads()))
         self.environment = current(self._compute.device, world_size=1)
-        self._task = load_task()
-        self._tokenizer = load_tokenizer()
-        self._objective = make_objective(params.train, self._task, load_split(TOKENIZED, "train"), self._compute.device)
+
+    @cached_property
+    def _task(self) -> Task:
+        return load_task()
+
+    @cached_property
+    def _objective(self) -> Objective:
+        split = load_split(TOKENIZED, "train")
+        return make_objective(self._params.train, self._task, split, self._compute.device)
 
     def run(self, folder: Path, split: str, kept: Kept) -> tuple[pd.DataFrame, dict[str, float]]:
         """Predict `split` with the model in `folder`; `kept` is what is done of that, and will be.
@@ -61,7 +67,7 @@ class Predictor:
         """
         evaluate, compute = self._params.evaluate, self._compute
         data = load_split(TOKENIZED, split)
-        scorer = Scorer(data, self._tokenizer, self._objective, evaluate.eval_batch_size, compute, split)
+        scorer = Scorer(data, load_tokenizer(), self._objective, evaluate.eval_batch_size, compute, split)
         source, kwargs = self._params.model.source, self._params.model.kwargs
         predictions = scorer(lambda: Parallel(load_model(folder, compute.device, source, kwargs), compute), kept=kept)
         table = load_raw(TOKENIZED, split).remove_columns([self._task.label_column]).to_pandas()
@@ -83,7 +89,8 @@ class Predictor:
         and the model's files are compared.
         """
         run, step = self._run_of_training, step_of(folder.name)
-        if run is None:
+        atoms = run.atoms(validation_of(step)) if run is not None else None
+        if run is None or atoms is None or not atoms.numbers():
             return []
         try:
             model = run.store.read(run.candidates.key(step))
@@ -93,7 +100,7 @@ class Predictor:
         same = files.keys() == model.keys() and all(
             sha256_file(path) == model[name].record.sha256 for name, path in files.items()
         )
-        return [run.atoms(validation_of(step))] if same else []
+        return [atoms] if same else []
 
     @cached_property
     def _run_of_training(self) -> RunFolder | None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import importlib
 import os
 import shutil
-import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from stages.ground.disk import dumps
-from stages.ground.errors import UserError
+from stages.ground.errors import UserError, reason, say
 from stages.training.callbacks import Callback
 
 if TYPE_CHECKING:
@@ -92,8 +91,8 @@ class Logger(Callback, ABC):
             action(*values)
         except Exception as error:
             self._works = False
-            reason = " ".join(str(error).split()) or type(error).__name__
-            print(f"warning: {self.name} fails, training goes on without it: {reason}", file=sys.stderr, flush=True)
+            why = reason(error) or type(error).__name__
+            say(f"warning: {self.name} fails, training goes on without it: {why}")
 
 
 class TensorBoard(Logger):
