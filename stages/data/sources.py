@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import glob
 import hashlib
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,19 +17,15 @@ import pyarrow.compute as pc
 
 from stages.config.schema import DataParams
 from stages.data import files
-from stages.data.columns import Columns, choose, listing, require_columns, split_labels
+from stages.data.columns import Columns, choose, listing, require_columns
 from stages.data.kept import Keeper, Made
-from stages.data.numbers import is_number_type, is_text_type, to_float64
+from stages.data.numbers import is_text_type
 from stages.data.origin import Origin
+from stages.data.splits import PLAIN, SPLIT_OF, find_files
 from stages.data.tables import batch_rows, batches, map_tables
+from stages.data.typed import as_typed, class_names_of, kind_of, nulls
 from stages.ground.disk import sha256_file
 from stages.ground.errors import UserError, quote
-
-# What a Parquet or label column may hold: these have one obvious text.
-SCALARS = ("string", "large_string", "string_view", "int", "uint", "float", "bool", "decimal", "null")
-LISTS = (datasets.List, datasets.LargeList)
-Reader = Callable[[pa.ChunkedArray, int], pa.ChunkedArray]
-"""A column's cells as they come, and the number of the first row, to what `Columns.features` says."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +58,7 @@ def load_source(data: DataParams, keeper: Keeper) -> Source:
 
 
 def _load_files(data: DataParams, keeper: Keeper) -> Source:
-    found = files.find_files(Path(data.path))
+    found = find_files(Path(data.path))
     remarks = [f"{data.path}: left aside: {listing(found.left_aside)}"] if found.left_aside else []
     train = found.splits["train"][0]
     with _read(train):
@@ -93,7 +89,7 @@ def _load_files(data: DataParams, keeper: Keeper) -> Source:
             parts.append(dataset.select_columns(columns.names))
         splits[split] = datasets.concatenate_datasets(parts) if len(parts) > 1 else parts[0]
         where[split] = Origin([(str(path), part.num_rows) for path, part in zip(paths, parts, strict=True)])
-        if len(parts) > 1 or (Path(data.path).is_dir() and paths[0].stem not in files.PLAIN):
+        if len(parts) > 1 or (Path(data.path).is_dir() and paths[0].stem not in PLAIN):
             remarks.append(f"{split}: {listing([str(path) for path in paths])}")
         if split == "test" and why is None and (secret or _is_secret(splits, columns)):
             why = f"column {quote(columns.label)} is -1 in every row, and in no row of train"
@@ -119,11 +115,11 @@ def _kept(keeper: Keeper, split: str, path: Path, columns: Columns, names: Seque
 def _load_typed(path: Path, columns: Columns, names: Sequence[str], may_lack: bool, cache: Path) -> Made:
     """A file's rows, its classes where it declares some, and whether the label is empty, or -1, in every row then."""
     dataset = _load_file(path, columns, names, cache / "read")
-    class_names = _class_names(dataset, columns.label) if columns.label in dataset.column_names else None
+    class_names = class_names_of(dataset, columns.label) if columns.label in dataset.column_names else None
     secret = class_names is not None and not columns.kind.several and _holds(dataset, columns, -1)
     blank = may_lack and _is_blank(dataset, columns)
     found = dataset.select_columns(list(columns.inputs)) if blank else dataset
-    typed = _as_typed(found, columns, str(path), cache / "typed.arrow", hub=False)
+    typed = as_typed(found, columns, str(path), cache / "typed.arrow", hub=False)
     return typed, {"class_names": class_names, "secret": secret, "blank": blank}
 
 
@@ -185,14 +181,10 @@ def _is_secret(splits: dict[str, datasets.Dataset], columns: Columns) -> bool:
 def _without_labels(dataset: datasets.Dataset, columns: Columns, cache: Path) -> Made:
     def without(table: pa.Table, _: int) -> pa.Table:
         return table.set_column(
-            table.column_names.index(columns.label), columns.label, _nulls(table[columns.label], columns)
+            table.column_names.index(columns.label), columns.label, nulls(table[columns.label], columns)
         )
 
     return map_tables(dataset, without, columns.features, cache / "secret.arrow", "reading"), {}
-
-
-def _nulls(values: Sized, columns: Columns) -> pa.ChunkedArray:
-    return pa.chunked_array([pa.nulls(len(values), columns.features[columns.label].pa_type)])
 
 
 def _load_file(path: Path, columns: Columns, names: Sequence[str], cache: Path) -> datasets.Dataset:
@@ -266,7 +258,7 @@ def _load_hub(data: DataParams, keeper: Keeper) -> Source:
     left: list[str] = []
     version = hashlib.sha256()
     for hub_split, dataset in loaded.items():
-        split = files.SPLIT_OF.get(str(hub_split))
+        split = SPLIT_OF.get(str(hub_split))
         if split is None:
             left.append(str(hub_split))
             continue
@@ -278,7 +270,7 @@ def _load_hub(data: DataParams, keeper: Keeper) -> Source:
         make = partial(_load_hub_split, dataset, columns, str(where[split]))
         splits[split] = keeper.kept(f"read-{split}-{dataset._fingerprint}", make)[0].select_columns(columns.names)
     remarks = (f"Hub dataset {quote(name)}: left aside: split {listing(left)}",) if left else ()
-    class_names = _class_names(loaded["train"], data.label_column)
+    class_names = class_names_of(loaded["train"], data.label_column)
     return Source(splits, where, columns, class_names, True, version.hexdigest()[:16], remarks=remarks)
 
 
@@ -298,128 +290,5 @@ def _load_hub_split(dataset: datasets.Dataset, columns: Columns, where: str, cac
     for column in () if columns.numeric else columns.inputs:
         feature = dataset.features[column]
         if not isinstance(feature, datasets.Value) or "string" not in feature.dtype:
-            raise UserError(f"{where}: column {quote(column)} is {_kind(feature)}; data.text_columns must hold text")
-    return _as_typed(dataset, columns, where, cache / "typed.arrow", hub=True), {}
-
-
-def _kind(feature: object) -> str:
-    return feature.dtype if isinstance(feature, datasets.Value) else quote(feature, 60)
-
-
-def _class_names(dataset: datasets.Dataset, column: str) -> list[str] | None:
-    feature = dataset.features[column]
-    feature = feature.feature if isinstance(feature, LISTS) else feature
-    return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
-
-
-def _as_typed(dataset: datasets.Dataset, columns: Columns, where: str, cache: Path, *, hub: bool) -> datasets.Dataset:
-    """`dataset` with the wanted columns alone, of the types in `columns.features`; class ids become names."""
-    found = [name for name in columns.names if name in dataset.column_names]
-    dataset = dataset.select_columns(found)
-    features = dataset.features  # a deep copy, each time
-    # A number may stand for a label that is kept secret: see `_label_reader`.
-    if features == columns.features and columns.kind.has_classes and not hub:  # whose files are not ours to keep
-        return dataset
-    reader_of = _number_reader if columns.numeric else _text_reader
-    readers = {column: reader_of(features[column], column, where) for column in columns.inputs}
-    if columns.label in found:
-        readers[columns.label] = _label_reader(dataset, columns, where, hub=hub)
-
-    def as_typed(table: pa.Table, position: int) -> pa.Table:
-        typed = {column: read(table[column], position + 1) for column, read in readers.items()}
-        return pa.table({columns.label: _nulls(table, columns)} | typed).select(columns.names)
-
-    return map_tables(dataset, as_typed, columns.features, cache, f"reading {where}")
-
-
-def _text_reader(feature: object, column: str, where: str, also: str = "") -> Reader:
-    if not isinstance(feature, datasets.Value) or not feature.dtype.startswith(SCALARS):
-        raise UserError(
-            f"{where}: column {quote(column)} is {_kind(feature)}; allowed are text, numbers and true or false{also}"
-        )
-
-    def text_of(values: pa.ChunkedArray, start: int) -> pa.ChunkedArray:
-        position = _first_not_finite(values)
-        if position is not None:
-            raise _no_text(values[position], f"{where}: row {start + position}", column)
-        return pc.cast(values, pa.string())
-
-    return text_of
-
-
-def _first_not_finite(values: pa.ChunkedArray) -> int | None:
-    # NaN is what pandas writes where nothing is, and as text would be a class.
-    if not pa.types.is_floating(values.type):
-        return None
-    position = pc.index(pc.is_finite(values), False).as_py()
-    return position if position >= 0 else None
-
-
-def _no_text(value: pa.Scalar, row: str, column: str) -> UserError:
-    return UserError(
-        f"{row}, column {quote(column)} holds {value.as_py()}, which is neither text nor a label; "
-        "fill it in or remove the row"
-    )
-
-
-def _number_reader(feature: object, column: str, where: str) -> Reader:
-    if not isinstance(feature, datasets.Value) or not is_number_type(feature.pa_type):
-        raise UserError(
-            f"{where}: column {quote(column)} is {_kind(feature)}; allowed are numbers, and text that is one"
-        )
-    return lambda values, start: to_float64(values, where, column, start)
-
-
-def _label_reader(dataset: datasets.Dataset, columns: Columns, where: str, *, hub: bool) -> Reader:
-    column = columns.label
-    feature = dataset.features[column]
-    if columns.kind.several:
-        return _labels_reader(feature, columns, where)
-    if columns.kind.has_classes and isinstance(feature, datasets.ClassLabel):
-        names = pa.array(feature.names, pa.string())
-
-        def name_of(ids: pa.ChunkedArray, _: int) -> pa.ChunkedArray:
-            known = pc.and_(pc.greater_equal(ids, 0), pc.less(ids, len(names)))
-            return pc.take(names, pc.if_else(known, ids, None))
-
-        return name_of
-    if not columns.kind.has_classes and getattr(feature, "dtype", None) == "bool":
-        raise UserError(f"{where}: column {quote(column)} holds true and false; a {columns.kind.name} predicts numbers")
-    reader = (_text_reader if columns.kind.has_classes else _number_reader)(feature, column, where)
-    # The Hub's convention for a test split whose labels are kept secret. A lone -1 may be a class of its own.
-    secret = ("int",) if columns.kind.has_classes else ("int", "float")
-    if hub and feature.dtype.startswith(secret) and pc.all(pc.equal(dataset.data.column(column), -1)).as_py():
-        return lambda values, _: _nulls(values, columns)
-    return reader
-
-
-def _labels_reader(feature: object, columns: Columns, where: str) -> Reader:
-    column, lists = columns.label, pa.list_(pa.string())
-    if isinstance(feature, LISTS) and isinstance(feature.feature, datasets.ClassLabel):
-        name_of = dict(enumerate(feature.feature.names))
-
-        def names(values: pa.ChunkedArray, _: int) -> pa.ChunkedArray:
-            rows = [row and [name_of.get(label) for label in row] for row in values.to_pylist()]
-            return pa.chunked_array([pa.array(rows, lists)])
-
-        return names
-    if isinstance(feature, LISTS):
-        _text_reader(feature.feature, column, where)
-
-        def labels(values: pa.ChunkedArray, start: int) -> pa.ChunkedArray:
-            flat = pc.list_flatten(values)
-            position = _first_not_finite(flat)
-            if position is not None:
-                row = start + pc.list_parent_indices(values)[position].as_py()
-                raise _no_text(flat[position], f"{where}: row {row}", column)
-            return pc.cast(values, lists)
-
-        return labels
-    text_of = _text_reader(feature, column, where, ", and lists of them")
-
-    def split(values: pa.ChunkedArray, start: int) -> pa.ChunkedArray:
-        cells = text_of(values, start).to_pylist()
-        rows = [None if cell is None else split_labels(cell, columns.separator) for cell in cells]
-        return pa.chunked_array([pa.array(rows, lists)])
-
-    return split
+            raise UserError(f"{where}: column {quote(column)} is {kind_of(feature)}; data.text_columns must hold text")
+    return as_typed(dataset, columns, where, cache / "typed.arrow", hub=True), {}
