@@ -1,58 +1,33 @@
 """The entry point for people.
 
-python -m stages repro [--fresh] [...]   mend what a kill left, then become `dvc repro [...]`
+python -m stages repro [...]             mend what a kill left, then run `dvc repro [...]`
 python -m stages runs                    list the runs in runs/: stage, how far, how it ended or who has it
 python -m stages runs --prune [RUN ...]  remove these runs, or all finished ones but the newest
+
+Exit codes:
+  0   done
+  75  stopped, killed, or something that passes (a full disk, a lock that is held): run the same command again
+  2   yours to mend: a parameter, the data, dvc.yaml, your code, a loss that diverged
+  1   a fault of ours, please report it; or --until-done gave up
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import sys
+import re
 from datetime import datetime
-from pathlib import Path
 
-from stages.ground.errors import UserError, one_line, run_stage, say
-from stages.ground.signals import PARENT_PID
-
-
-def repro(arguments: list[str], fresh: bool) -> None:
-    """Become `dvc repro`, with this Python first on PATH, as dvc.yaml says `python`."""
-    from stages.config.pipeline import require_rows
-    from stages.config.read import PARAMS_FILE, load_params
-    from stages.healing import heal, require_names
-
-    require_names()
-    for line in heal():
-        say(f"mended: {line}")
-    if Path(PARAMS_FILE).is_file():
-        require_rows(Path(load_params().data.path))  # DVC reads it before any stage can refuse it
-    if fresh:
-        drop_matching_runs()
-    environment = os.environ | {
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
-        "PYTHONHASHSEED": "0",
-        PARENT_PID: str(os.getpid()),
-    }
-    os.execve(sys.executable, [sys.executable, "-m", "dvc", "repro", *arguments], environment)
+from stages.ground.errors import one_line, quote
+from stages.ground.running import run_command
 
 
-def drop_matching_runs() -> None:
-    """Remove the state of the runs, one a stage, that the files and parameters as they are now would continue."""
-    from stages.config.pipeline import load_stage, read_stages
-    from stages.keeping.folder import RunFolder
-    from stages.keeping.identity import identify
-
-    for name in read_stages():
-        try:
-            run = RunFolder.of(identify(load_stage(name)))
-        except UserError as error:
-            say(f"--fresh: no run of {name} to drop ({error})")
-            continue
-        if run.path.exists():
-            run.remove()
-            say(f"--fresh: dropped run {run.id} of {name}")
+def seconds(text: str) -> float:
+    """`3h55m`, in seconds. Raises ArgumentTypeError."""
+    match = re.fullmatch("(?:([0-9]+)d)?(?:([0-9]+)h)?(?:([0-9]+)m)?(?:([0-9]+)s)?", text)
+    numbers = [int(number or 0) for number in match.groups()] if match else []
+    if not any(numbers):
+        raise argparse.ArgumentTypeError(f"{quote(text)} is no time; write it as 3h55m, 45m or 90s")
+    return float(sum(number * unit for number, unit in zip(numbers, (86400, 3600, 60, 1), strict=True)))
 
 
 def list_all() -> None:
@@ -108,15 +83,29 @@ def main() -> None:
         prog="python -m stages", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    parser_repro = commands.add_parser("repro", help="run what has changed; other arguments go to dvc repro")
+    parser_repro = commands.add_parser(
+        "repro",
+        help="run what has changed; other arguments go to dvc repro",
+        description=(__doc__ or "")[(__doc__ or "").index("Exit codes") :],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser_repro.add_argument("--fresh", action="store_true", help="drop the matching runs' state first")
+    parser_repro.add_argument(
+        "--stop-after", type=seconds, metavar="TIME", help="stop by itself after 3h55m, say, and end with 75"
+    )
+    parser_repro.add_argument(
+        "--until-done", action="store_true", help="start again after 75, unless told to stop, while starts get further"
+    )
     parser_runs = commands.add_parser("runs", help="list the runs")
     parser_runs.add_argument(
         "--prune", nargs="*", metavar="RUN", help="remove these runs, or all finished ones but the newest"
     )
     known, rest = parser.parse_known_args()
     if known.command == "repro":
-        repro(rest, known.fresh)
+        from stages.repro.command import repro
+
+        repro(rest, fresh=known.fresh, stop_after=known.stop_after, until_done=known.until_done)
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     elif known.prune is None:
@@ -126,4 +115,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_command(main)

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from stages.config.pipeline import load_stage
 from stages.config.schema import Params
-from stages.ground.errors import UserError, run_stage, say
+from stages.ground.errors import UserError, say
 from stages.ground.places import METRICS
+from stages.ground.running import run_stage
 from stages.ground.signals import die_with_parent
 
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.config.pipeline import load_stage
-from stages.ground.errors import UserError, run_stage, say
+from stages.ground.errors import UserError, say
 from stages.ground.places import CANDIDATES, METRICS, VALIDATION, step_name, steps_in
+from stages.ground.running import run_stage
 from stages.ground.signals import die_with_parent
 
 if TYPE_CHECKING:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from stages.config.read import load_params
 from stages.config.schema import Params
-from stages.ground.errors import UserError, quote, run_stage, say
-from stages.ground.signals import PARENT_PID, die_with_parent
+from stages.ground.errors import UserError, quote, say
+from stages.ground.running import run_stage
+from stages.ground.signals import PARENT_PID, STOP_SIGNALS, die_with_parent
+from stages.ground.words import withdraw_word
 
 
 def main() -> None:
@@ -25,6 +27,9 @@ def main() -> None:
         os.environ.pop(PARENT_PID, None)
         if any(word.endswith(("torchrun", "torch.distributed.run")) for word in command[:3]):
             os.environ[PARENT_PID] = str(os.getpid())
+            # What torchrun does not know to hand on ends it, and its workers with it.
+            os.environ.setdefault("PET_SIGNALS_TO_HANDLE", ",".join(number.name for number in STOP_SIGNALS))
+        withdraw_word()
         os.execvp(command[0], [*command, "-m", "stages.train"])
     except (ValueError, IndexError, OSError) as error:
         raise UserError(f"train.launcher is {quote(launcher)}, which cannot be started: {error}") from None

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from stages.config.pipeline import load_stage
 from stages.config.rules import shown
 from stages.config.schema import FACTORY, EvaluateParams, Params
-from stages.ground.errors import UserError, run_stage, say
+from stages.ground.errors import UserError, say
 from stages.ground.places import BEST, CANDIDATES, METRICS, PLOTS, REPORT, TEST, VALIDATION, step_name, step_of
+from stages.ground.running import run_stage
 from stages.ground.signals import die_with_parent
 from stages.scoring.ranking import ranked
 

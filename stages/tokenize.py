@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from stages.config.pipeline import load_stage, require_folders, require_inputs
 from stages.config.pretrained import MODEL, TOKENIZER, resolve_model, resolve_tokenizer
 from stages.config.schema import Params
-from stages.ground.errors import quote, run_stage, say
+from stages.ground.errors import quote, say
 from stages.ground.places import METRICS
+from stages.ground.running import run_stage
 from stages.ground.signals import die_with_parent
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 from stages.config.pipeline import load_stage, require_folders
 from stages.config.schema import Params
-from stages.ground.errors import UserError, fail, run_stage, say
+from stages.ground.errors import Interrupted, UserError, say
 from stages.ground.places import CANDIDATES, METRICS
+from stages.ground.running import run_stage
 from stages.ground.signals import StopRequest, die_with_parent, ignore_stop_signals
 from stages.keeping.identity import Identity, identify
 from stages.keeping.sealed import DamagedError
@@ -186,10 +187,9 @@ def train_to_the_end(
     if ending.outcome is Outcome.STOPPED:
         run.log("stopped", step=state.progress.step, signal=stop.signal.name if stop.signal else None)
         ignore_stop_signals()  # a repeat would end the interpreter on its way out, with another exit code
-        say(ending.line)
-        sys.exit(ending.outcome)
+        raise Interrupted(ending.line)
     run.log("failed", step=state.progress.step, reason=ending.line)
-    fail(ending.line)
+    raise UserError(ending.line)
 
 
 def follow() -> NoReturn:

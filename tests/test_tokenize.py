@@ -19,7 +19,8 @@ from transformers import AutoTokenizer
 
 from stages import tokenize as stage
 from stages.batches import tokenized as store
-from stages.ground.errors import UserError, run_stage
+from stages.ground.errors import UserError
+from stages.ground.running import run_command
 from tests.support.project import ROOT, WORDS, Project
 
 ROWS = [(f"{word} the cat", "ab"[n % 2]) for n, word in enumerate(WORDS)]
@@ -49,7 +50,7 @@ def test_same_content_in_two_folders_gives_the_same_bytes(
         project.write("data/in/test.jsonl", '{"text": "the cat", "label": "a"}\n')
         project.write_params(model={"source": str(model)})
         monkeypatch.chdir(project.folder)
-        run_stage(stage.main)
+        run_command(stage.main)
         found.append(digests(Path("data/tokenized")) | digests(Path("metrics")))
     assert found[0] == found[1]
     assert {"task.json", "train/data-00000-of-00001.arrow", "raw/test/state.json", "data.json"} <= found[0].keys()
@@ -58,7 +59,7 @@ def test_same_content_in_two_folders_gives_the_same_bytes(
 def test_outs_hold_no_path(project: Project, tmp_path: Path, tiny_model: Path) -> None:
     project.write("data/in/train.csv", csv_rows(ROWS))
     project.write_params()
-    run_stage(stage.main)
+    run_command(stage.main)
     for path in (path for path in Path("data/tokenized").rglob("*") if path.is_file()):
         content = path.read_bytes()
         for trace in (str(tmp_path), str(tiny_model), ".tokenized.tmp", "is_local", "data/in"):
@@ -72,7 +73,7 @@ def test_outs_hold_nothing_of_the_hub_copy_but_its_rows(project: Project, monkey
     splits = datasets.DatasetDict({"train": datasets.Dataset.from_dict(columns, info=info)})
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: splits)
     project.write_params(data={"dataset": "some/data"})
-    run_stage(stage.main)
+    run_command(stage.main)
     for path in (path for path in Path("data/tokenized").rglob("*") if path.is_file()):
         assert b"said so" not in path.read_bytes() and b"a/path" not in path.read_bytes(), path
 
@@ -83,7 +84,7 @@ def test_other_rows_have_another_fingerprint(project: Project) -> None:
     found = set()
     for rows in (ROWS, ROWS[:-1], ROWS):
         project.write("data/in/train.csv", csv_rows(rows))
-        run_stage(stage.main)
+        run_command(stage.main)
         found.add(json.loads(Path("data/tokenized/train/state.json").read_text())["_fingerprint"])
     assert len(found) == 2
 
@@ -109,7 +110,7 @@ def test_splits_hold_model_inputs_and_labels_only(project: Project) -> None:
     project.write("data/in/train.csv", csv_rows([(*row, "9") for row in ROWS], "text,label,input_ids"))
     project.write("data/in/val.csv", csv_rows(ROWS[:3]))
     project.write_params()
-    run_stage(stage.main)
+    run_command(stage.main)
     loaded = datasets.load_from_disk("data/tokenized")
     assert set(loaded) == {"train", "validation"}
     assert loaded["train"].features["labels"] == datasets.Value("int64")
@@ -134,7 +135,7 @@ def test_raw_rows_carry_position_key_texts_and_label(project: Project) -> None:
     project.write("data/in/train.csv", csv_rows(rows, "first,second,class"))
     project.write("data/in/val.csv", csv_rows(rows, "first,second,class"))
     project.write_params(data={"text_columns": ["first", "second"], "label_column": "class"})
-    run_stage(stage.main)
+    run_command(stage.main)
     raw = store.load_raw(store.TOKENIZED, "train")
     assert raw.column_names == ["row", "key", "first", "second", "class"]
     key = hashlib.sha256(b'["the cat","a dog"]').hexdigest()[:16]
@@ -155,7 +156,7 @@ def test_inputs_that_the_forward_does_not_take_are_left_out(project: Project, mo
     (model_copy / "config.json").write_text(json.dumps({"model_type": "distilbert", "dim": 32, "vocab_size": 900}))
     project.write("data/in/train.csv", csv_rows(ROWS))
     project.write_params(model={"source": str(model_copy)})
-    run_stage(stage.main)
+    run_command(stage.main)
     assert store.load_task().model_inputs == ("input_ids", "attention_mask")
     assert store.load_split(store.TOKENIZED, "train").column_names == ["input_ids", "attention_mask", "labels"]
 
@@ -168,7 +169,7 @@ def test_truncated_rows_are_counted_exactly(project: Project, tiny_model: Path, 
     project.write("data/in/train.csv", content)
     project.write("data/in/val.csv", content)
     project.write_params(data={"text_columns": columns})
-    run_stage(stage.main)
+    run_command(stage.main)
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     whole = [len(tokenizer(*row[: len(columns)])["input_ids"]) for row in rows]
     assert 16 in whole  # the longest that is not truncated
@@ -185,7 +186,7 @@ def test_metrics_count_rows_labels_lengths_and_shared_rows(
     project.write("data/in/dev.csv", csv_rows([("the", "b"), ("the", "a"), ("dog", "a")]))
     project.write("data/in/test.csv", csv_rows([("dog", "b"), ("mat", "b")]))
     project.write_params()
-    run_stage(stage.main)
+    run_command(stage.main)
     assert metrics() == {
         "label_names": ["a", "b"],
         "train": {
@@ -255,7 +256,7 @@ def smaller_tokenizer(folder: Path) -> Path:
 def test_tokenizer_of_its_own_overrides_the_models(project: Project, tmp_path: Path) -> None:
     project.write("data/in/train.csv", csv_rows(ROWS))
     project.write_params(tokenize={"tokenizer": str(smaller_tokenizer(tmp_path / "tokenizer"))})
-    run_stage(stage.main)
+    run_command(stage.main)
     tokenizer = store.load_tokenizer()
     assert tokenizer is not None and len(tokenizer) == 7
     assert store.load_task().model_inputs == ("input_ids", "attention_mask")
@@ -267,7 +268,7 @@ def test_factory_model_takes_all_that_the_named_tokenizer_makes(project: Project
     # The factory's module does not exist: this stage runs none of the user's code.
     project.write("data/in/train.csv", csv_rows(ROWS))
     project.write_params(model={"source": "factory:my_models:make"}, tokenize={"tokenizer": str(tiny_model)})
-    run_stage(stage.main)
+    run_command(stage.main)
     assert store.load_task().model_inputs == ("input_ids", "token_type_ids", "attention_mask")
     assert store.load_split(store.TOKENIZED, "train").column_names == [*store.load_task().model_inputs, "labels"]
 

@@ -36,7 +36,7 @@ from stages.data.origin import Origin
 from stages.data.tables import batches
 from stages.ground import disk
 from stages.ground.bar import bar
-from stages.ground.errors import UserError
+from stages.ground.errors import TransientError
 from stages.ground.signals import work_for
 from stages.keeping.atoms import Atoms, Pace
 from stages.keeping.store import Part
@@ -201,7 +201,8 @@ def make(splits: Mapping[str, SplitShards], num_proc: int | Literal["auto"]) -> 
     """The shards of each split, in order: those that are kept, verified, and the others, which are made now.
 
     Raises:
-        UserError: the first row that cannot be encoded; or a process was killed.
+        UserError: the first row that cannot be encoded.
+        TransientError: a process was killed.
         SaveError: a shard cannot be kept.
     """
     while True:
@@ -237,7 +238,7 @@ def _work(splits: Mapping[str, SplitShards], jobs: Sequence[Job], processes: int
             future.result()
             yield
     except BrokenProcessPool:
-        raise UserError(
+        raise TransientError(
             f"a process that encodes rows (tokenize.num_proc, {processes} of them) was killed, as happens where memory "
             "runs out; what was done is kept: run the same command again to go on, with a smaller tokenize.num_proc if "
             "it happens again"

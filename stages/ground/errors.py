@@ -1,28 +1,41 @@
-"""How a stage ends when it cannot do what was asked: one line on stderr and a non-zero exit code."""
+"""What a stage says when it cannot do what was asked: one line, and whether that is to be mended or passes."""
 
 from __future__ import annotations
 
 import errno
-import gc
 import os
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
 
-USER_ERROR_EXIT = 2
+from stages.ground.words import Exit
+
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 # What the user's code may raise. A stage that it ended with sys.exit(0) would look as if it were done.
 RAISED = (Exception, SystemExit)
-# What a disk answers, and no mistake of the code.
-DISK_ERRORS = (*NO_ROOM, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EFBIG)
+# What a disk answers, and no mistake of the code; the first ones pass.
+PASSING = (*NO_ROOM, errno.EIO, errno.ESTALE)
+DISK_ERRORS = (*PASSING, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG)
 
 
 class UserError(Exception):
-    """Something the user can mend. The message is one line: where, what was found, what is allowed."""
+    """Something the user can mend. The message is one line: where, what was found, what is allowed. `code` is how a
+    stage ends that raises it."""
+
+    code = Exit.MEND
+
+
+class TransientError(UserError):
+    """Something that passes: the same command again goes on."""
+
+    code = Exit.AGAIN
+
+
+class Interrupted(TransientError):
+    """Nothing went wrong: it was asked to stop, and has."""
 
 
 class UserCodeError(UserError):
@@ -35,7 +48,9 @@ def located(where: str, kind: type[UserError] = UserError) -> Iterator[None]:
     try:
         yield
     except kind as error:
-        raise kind(f"{error}; {where}") from error
+        located = kind(f"{error}; {where}")
+        located.code = error.code
+        raise located from error
 
 
 @contextmanager
@@ -91,45 +106,23 @@ def say(line: str) -> None:
     print(one_line(line), file=sys.stderr, flush=True)
 
 
-def fail(message: str) -> NoReturn:
-    """Print `message` as the one line a person sees, and exit with code 2."""
-    say(f"error: {message}")
-    sys.exit(USER_ERROR_EXIT)
-
-
-def run_stage(main: Callable[[], None], *, collect_rarely: bool = False) -> None:
-    """Run a stage's `main`; a `UserError` becomes one line and exit code 2, never a traceback.
-
-    Args:
-        collect_rarely: for a stage that trains nothing: imports make objects by the million, all of which stay, and
-            the collector of garbage takes a sixth of its start to look through them again and again.
-    """
-    if collect_rarely:
-        gc.set_threshold(100_000, 50, 100)
-    try:
-        main()
-    except UserError as error:
-        fail(str(error))
-    except Exception as error:
-        refused = disk_error(error)
-        if refused is None:
-            raise
-        fail(f"{refused}; what was saved before is kept: make room, or give permission, and run the same command again")
-
-
-def disk_error(error: BaseException) -> str | None:
+def disk_error(error: BaseException) -> UserError | None:
     """What a disk refused, and where, if that is what `error` says, in whichever library's words; else None."""
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         place = Path(error.filename if isinstance(error.filename, str) else ".").absolute()
         reason = error.strerror
         if error.errno in NO_ROOM:
             reason = full(next(folder for folder in (place, *place.parents) if folder.exists()))
-        return f"{error.filename or 'a file'}: {reason}"
-    # shutil.Error lists what it could not copy; safetensors and Arrow know no errno.
-    text = str(error)
-    if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
-        return next((f"a file: {os.strerror(code)}" for code in DISK_ERRORS if os.strerror(code) in text), None)
-    return None
+        code, line = error.errno, f"{error.filename or 'a file'}: {reason}"
+    elif isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
+        # shutil.Error lists what it could not copy; safetensors and Arrow know no errno.
+        found = next((code for code in DISK_ERRORS if os.strerror(code) in str(error)), None)
+        if found is None:
+            return None
+        code, line = found, f"a file: {os.strerror(found)}"
+    else:
+        return None
+    return TransientError(line) if code in PASSING else UserError(line)
 
 
 def full(place: Path) -> str:

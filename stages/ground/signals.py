@@ -16,12 +16,13 @@ from types import FrameType
 
 from stages.ground.errors import say
 from stages.ground.places import repository
+from stages.ground.words import Exit, leave_word
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 SECOND_CTRL_C_SECONDS = 2.0
 _PR_SET_PDEATHSIG = 1
-# The process that a stage is started by: set by `python -m stages repro`, which becomes DVC, and for its workers by the
-# launcher.
+# The process that a stage is started by: set by the child of `python -m stages repro` that becomes DVC, and for its
+# workers by the launcher.
 PARENT_PID = "HOLDFAST_PARENT_PID"
 RWLOCK = Path(".dvc/tmp/rwlock")
 
@@ -56,8 +57,10 @@ class StopRequest:
     def leave_if_asked(self) -> None:
         """End the process, with nothing to save, if a signal asked for it."""
         if self.signal is not None:
-            print(f"stopped by {self.signal.name}; run the same command again to go on", file=sys.stderr, flush=True)
-            os._exit(1)
+            line = f"stopped by {self.signal.name}; run the same command again to go on"
+            say(line)
+            leave_word(Exit.AGAIN, line)
+            os._exit(Exit.AGAIN)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.signal is None:
@@ -65,7 +68,7 @@ class StopRequest:
             self.on_request()
         elif number == signal.SIGINT and time.monotonic() - self._since >= SECOND_CTRL_C_SECONDS:
             os.write(2, b"\nended at once; run the same command again: it continues from the last checkpoint\n")
-            os._exit(128 + number)
+            os._exit(Exit.AGAIN)
 
 
 def ignore_stop_signals(worker: int = 0) -> None:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import IO
 
-from stages.ground.errors import UserError, say
+from stages.ground.errors import TransientError, UserError, say
 
 # How long a start waits for a process that was told to stop and is still saving.
 STOPPING_SECONDS = 120
@@ -17,7 +17,7 @@ STOPPING_SECONDS = 120
 INSTANT_SECONDS = 0.5
 
 
-class BusyError(UserError):
+class BusyError(TransientError):
     """Another process holds the lock."""
 
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from stages.ground import disk
 from stages.ground.errors import UserError
+from stages.ground.words import Exit
 
 MANIFEST = "manifest.json"
 FORMAT = 3
@@ -26,7 +27,13 @@ MANIFEST_BYTES = 2**24
 
 
 class SaveError(UserError):
-    """Something could not be saved; what was saved before is untouched. One line, with the bytes needed."""
+    """Something could not be saved; what was saved before is untouched. One line, with the bytes needed. `passes`: the
+    disk is full, say, and will not be for ever."""
+
+    def __init__(self, line: str, *, passes: bool = False) -> None:
+        super().__init__(line)
+        if passes:
+            self.code = Exit.AGAIN
 
 
 class DamagedError(Exception):

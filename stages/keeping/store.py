@@ -158,7 +158,8 @@ class DiskStore:
             raise SaveError(
                 f"{key.kind} {key.name} could not be written to {folder}: {full(place) if no_room else error}; it "
                 f"needs {self._sizes[key]} bytes, {shutil.disk_usage(place).free} are free; what was kept before "
-                "stays: make room, or move the runs with HOLDFAST_RUNS, and run the same command again"
+                "stays: make room, or move the runs with HOLDFAST_RUNS, and run the same command again",
+                passes=no_room,
             ) from error
 
 

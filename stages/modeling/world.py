@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from stages.ground.errors import UserError, reason
+from stages.ground.errors import TransientError, reason
 
 MAIN = 0
 
@@ -59,7 +59,7 @@ class World:
         except RuntimeError as error:
             if not self.is_loss(error):
                 raise
-            raise UserError(
+            raise TransientError(
                 f"another process of this job ended or cannot be reached ({reason(error, 200)}); "
                 "run the same command again"
             ) from error

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from stages.ground.errors import UserError
+from stages.ground.words import Exit
 
 
 class Outcome(IntEnum):
     """How a start of train can end; the number is its exit code."""
 
-    COMPLETE = 0
-    STOPPED = 1
-    DIVERGED = 2
+    COMPLETE = Exit.DONE
+    STOPPED = Exit.AGAIN
+    DIVERGED = Exit.MEND
 
 
 @dataclass(frozen=True)

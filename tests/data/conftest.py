@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from stages import tokenize as stage
-from stages.ground.errors import run_stage
+from stages.ground.running import run_command
 from tests.support.project import Project
 from tests.support.reading import Refused
 
@@ -24,7 +24,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
         capsys.readouterr()
         before = written(project)
         with pytest.raises(SystemExit) as exit_:
-            run_stage(stage.main)
+            run_command(stage.main)
         assert exit_.value.code == 2
         printed = capsys.readouterr()
         lines = printed.err.splitlines()

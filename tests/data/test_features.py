@@ -23,7 +23,8 @@ from stages.batches import tokenized as store
 from stages.batches.collate import make_loader
 from stages.data import numbers, shards, tables
 from stages.data.features import Standardizer
-from stages.ground.errors import UserError, run_stage
+from stages.ground.errors import UserError
+from stages.ground.running import run_command
 from tests.support.project import Project
 
 Cells = np.random.default_rng(0).normal(3.0, 2.0, (40, 3))
@@ -36,7 +37,7 @@ def csv_rows(values: Any = Cells, header: str = "pixel_1,pixel_0,width,label") -
 
 def run(project: Project, *columns: str, **data: Any) -> None:
     project.write_task_params("classification", data={"feature_columns": list(columns), **data})
-    run_stage(stage.main)
+    run_command(stage.main)
 
 
 def refusal(project: Project, *columns: str, **data: Any) -> str:
@@ -333,7 +334,7 @@ def test_batches_of_features_follow_the_rows_asked_for(project: Project, num_wor
 def test_plan_and_preview_of_features(project: Project) -> None:
     project.write("data/in/train.csv", csv_rows())
     run(project, "pixel_*", "width")
-    run_stage(build_loaders.main)
+    run_command(build_loaders.main)
     assert json.loads(Path("metrics/loaders.json").read_text())["padding_efficiency"] == 1.0
     preview = json.loads(Path("data/loaders/preview.json").read_text())
     assert preview["tensors"] == {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from stages import tokenize as stage
-from stages.ground.errors import run_stage
+from stages.ground.running import run_command
 from tests.support.project import Project
 from tests.support.reading import GOOD, Refused, jsonl, parquet, raw, write_rows
 
@@ -91,7 +91,7 @@ ODD = [
 def test_text_cells_and_labels_are_read_exactly_as_typed(project: Project, suffix: str) -> None:
     project.write_params(data={"validation_size": 0.5})
     write_rows(project.folder / "data/in", suffix, [(text, text) for text in ODD for _ in range(2)])
-    run_stage(stage.main)
+    run_command(stage.main)
     for split in ("train", "validation"):
         assert raw(split)["text"] == ODD
         assert raw(split)["label"] == ODD
@@ -103,5 +103,5 @@ def test_byte_order_mark_is_no_part_of_the_first_column(project: Project, name: 
     content = GOOD if name.endswith("csv") else jsonl({"text": "x", "label": "a"}, {"text": "y", "label": "b"})
     project.write(f"data/in/{name}", b"\xef\xbb\xbf" + content.encode())
     project.write("data/in/val.csv", GOOD)
-    run_stage(stage.main)
+    run_command(stage.main)
     assert raw("train")["label"][:2] == ["a", "b"]

@@ -18,7 +18,8 @@ from stages import tokenize as stage
 from stages.batches import tokenized as store
 from stages.batches.collate import make_loader
 from stages.data import shards, tables
-from stages.ground.errors import UserError, run_stage
+from stages.ground.errors import UserError
+from stages.ground.running import run_command
 from tests.support.project import WORDS, Project
 
 
@@ -32,7 +33,7 @@ def jsonl(cells: list[Any]) -> str:
 
 def run(project: Project, task: str, **data: Any) -> None:
     project.write_task_params(task, data=data)
-    run_stage(stage.main)
+    run_command(stage.main)
 
 
 def refusal(project: Project, task: str, **data: Any) -> str:
@@ -312,12 +313,12 @@ def test_batches_and_preview_carry_the_targets_of_the_loss(
     project.write("data/in/train.csv", rows)
     project.write("data/in/val.csv", rows)
     project.write_task_params(task, data={"label_separator": " ", **({"feature_columns": ["x"]} if numeric else {})})
-    run_stage(stage.main)
+    run_command(stage.main)
     split = store.load_split(store.TOKENIZED, "train")
     batch = next(iter(make_loader(split, [[0, 1]], store.load_tokenizer(), torch.device("cpu"), 0)))
     assert batch["labels"].dtype == torch.float32
     assert torch.equal(batch["labels"], expected)
-    run_stage(build_loaders.main)
+    run_command(build_loaders.main)
     first = json.loads(Path("data/loaders/preview.json").read_text())["first_row"]
     assert first["label"] == split_labels()[first["row"]]
     assert set(first) == {"row", "label", "features" if numeric else "decoded"}

@@ -22,7 +22,7 @@ from stages.batches import tokenized as store
 from stages.data import shards
 from stages.data.shards import Cut, SplitShards
 from stages.ground import disk
-from stages.ground.errors import run_stage
+from stages.ground.running import run_command
 from stages.keeping import atoms, environment
 from tests.support.project import WORDS, Project
 
@@ -90,7 +90,7 @@ def start(monkeypatch: pytest.MonkeyPatch, stop_after: int | None = None) -> Don
     with monkeypatch.context() as patched:
         patched.setattr(SplitShards, "write", counted)
         try:
-            run_stage(stage.main)
+            run_command(stage.main)
         except Stopped:
             assert not Path("data/tokenized").exists()
     return done
@@ -248,7 +248,7 @@ def test_shard_of_slow_rows_goes_on_in_its_middle_and_its_bytes_do_not_depend_on
     starts = 0
     while not Path("data/tokenized").exists():
         with contextlib.suppress(Stopped):
-            run_stage(stage.main)
+            run_command(stage.main)
         starts += 1
         if lost is not None and starts == 1:
             (piece,) = Path("runs").glob(f"*/atoms/encode-train-*-of-0.*.{2 * lost:08d}/piece.arrow")
@@ -297,7 +297,7 @@ def test_any_number_of_processes_gives_the_same_bytes(
     ready: Project, undisturbed: dict[str, str], processes: int
 ) -> None:
     ready.write_params(tokenize={"num_proc": processes})
-    run_stage(stage.main)
+    run_command(stage.main)
     assert outs() == undisturbed
 
 
@@ -308,7 +308,7 @@ def test_several_processes_go_on_where_one_was_stopped(
     (atoms,) = Path("runs").glob("*/atoms")
     before = {path.name: (path / "inputs.arrow").stat().st_ino for path in atoms.glob("encode-*")}
     ready.write_params(tokenize={"num_proc": 2})
-    run_stage(stage.main)
+    run_command(stage.main)
     assert outs() == undisturbed
     assert (
         before.items() < {path.name: (path / "inputs.arrow").stat().st_ino for path in atoms.glob("encode-*")}.items()
@@ -330,7 +330,7 @@ def test_first_row_that_is_wrong_is_named_by_several_processes(
 
     monkeypatch.setattr(SplitShards, "_fill", slowly)
     with pytest.raises(SystemExit) as ending:
-        run_stage(stage.main)
+        run_command(stage.main)
     assert ending.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: data/in/train.csv: row 41, column 'text' holds '[SEP]'")
@@ -353,7 +353,7 @@ def test_killed_process_ends_the_start_in_one_line_and_what_was_done_is_kept(
         patched.setattr(SplitShards, "_fill", die)
         begin = time.monotonic()
         with pytest.raises(SystemExit) as ending:
-            run_stage(stage.main)
+            run_command(stage.main)
     assert time.monotonic() - begin < 20
     assert ending.value.code == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]

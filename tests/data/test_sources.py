@@ -11,7 +11,7 @@ import pytest
 
 from stages import tokenize as stage
 from stages.batches import tokenized as store
-from stages.ground.errors import run_stage
+from stages.ground.running import run_command
 from tests.support.project import Project
 from tests.support.reading import GOOD, Refused, raw, write_rows
 
@@ -44,7 +44,7 @@ def test_text_column_with_a_name_of_the_predictions_is_refused(project: Project,
 def test_failure_keeps_the_previous_outs(project: Project, refused: Refused) -> None:
     project.write_params()
     path = project.write("data/in/train.csv", GOOD)
-    run_stage(stage.main)
+    run_command(stage.main)
     metrics = Path("metrics/data.json").read_bytes()
     path.write_text(GOOD + "oops\n")
     refused(project)
@@ -61,10 +61,10 @@ def test_changed_content_is_seen_though_path_size_and_mtime_stay(project: Projec
     project.write_params()
     path = project.write("data/in/train.csv", GOOD)
     os.utime(path, (1, 1))
-    run_stage(stage.main)
+    run_command(stage.main)
     path.write_text(GOOD.replace("cat", "cow"))
     os.utime(path, (1, 1))
-    run_stage(stage.main)
+    run_command(stage.main)
     assert "the cow sat" in raw("train")["text"]
 
 
@@ -79,7 +79,7 @@ def test_class_names_are_sorted_as_numbers_only_if_all_are(
     rows = "text,label\n" + "".join(f"the cat,{label}\n" for label in labels)
     project.write("data/in/train.csv", rows)
     project.write("data/in/val.csv", rows)
-    run_stage(stage.main)
+    run_command(stage.main)
     assert list(store.load_task().label_names) == expected
     ids = [expected.index(label) for label in labels]
     assert store.load_split(store.TOKENIZED, "train")["labels"][:] == ids
@@ -91,7 +91,7 @@ def test_validation_is_cut_stratified_and_depends_on_the_seed_alone(project: Pro
     found = []
     for seed in (1, 1, 2):
         project.write_params(data={"validation_size": 0.2, "seed": seed})
-        run_stage(stage.main)
+        run_command(stage.main)
         validation, train = raw("validation"), raw("train")
         assert sorted(validation["label"]) == ["often"] * 18 + ["rare"] * 2
         assert sorted(validation["text"] + train["text"]) == sorted(text for text, _ in rows)
@@ -123,7 +123,7 @@ def test_hub_class_ids_become_names_and_a_secret_test_split_is_unlabelled(
 ) -> None:
     project.write_params(data={"dataset": "some/data"})
     hub(monkeypatch, train=classified([1, 0] * 4), val=classified([0, 1]), test=classified([secret, secret]))
-    run_stage(stage.main)
+    run_command(stage.main)
     assert list(store.load_task().label_names) == ["no", "yes"]
     assert raw("train")["label"] == ["yes", "no"] * 4
     assert raw("test")["label"] == [None, None]

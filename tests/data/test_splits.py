@@ -8,7 +8,7 @@ import pytest
 
 from stages import tokenize as stage
 from stages.batches import tokenized as store
-from stages.ground.errors import run_stage
+from stages.ground.running import run_command
 from tests.support.project import Project
 from tests.support.reading import GOOD, Refused
 
@@ -57,7 +57,7 @@ def test_single_file_outside_the_project_is_the_train_split(project: Project, tm
     folder.mkdir()
     (folder / "rows.CSV").write_text(GOOD)
     project.write_params(data={"path": str(folder / "rows.CSV")})
-    run_stage(stage.main)
+    run_command(stage.main)
     assert store.load_split(store.TOKENIZED, "train").num_rows == 36
     assert store.load_split(store.TOKENIZED, "validation").num_rows == 4
     assert not store.has_split(store.TOKENIZED, "test")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from stages import tokenize as stage
-from stages.ground.errors import run_stage
+from stages.ground.running import run_command
 from tests.support.project import Project
 from tests.support.reading import Refused, parquet, raw
 
@@ -35,7 +35,7 @@ def test_json_and_parquet_numbers_and_booleans_become_their_text(project: Projec
     rows = '{"text": 1, "more": 2.50, "label": true}\n{"text": "x", "more": 1e5, "label": false}\n'
     project.write("data/in/train.jsonl", rows)
     parquet(project.folder / "data/in/dev.parquet", text=[1, 2], more=[0.5, 2.5], label=[True, False])
-    run_stage(stage.main)
+    run_command(stage.main)
     assert [raw("train")[name] for name in ("text", "more", "label")] == [
         ["1", "x"],
         ["2.50", "1e5"],

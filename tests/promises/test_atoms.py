@@ -148,7 +148,7 @@ def test_stage_that_another_process_is_at_is_refused_with_its_pid(trained: Check
         time.sleep(0.02)
     listing = checkout.run("python", "-m", "stages", "runs")
     assert re.search(rf"evaluate\W+running: process {first.pid}", listing)
-    second = run_stage(checkout, "evaluate", code=2)
+    second = run_stage(checkout, "evaluate", code=75)
     assert second.splitlines()[-1].startswith(
         f"error: stage evaluate of this workspace is being worked on by process {first.pid}; wait for it"
     )

@@ -151,7 +151,7 @@ def test_killed_worker_ends_tokenize_in_one_line_within_seconds(small: Checkout,
     first.kill()
     output, _ = process.communicate(timeout=30)
     assert time.monotonic() - begin < 5
-    assert process.returncode == 2 and not second.is_running()
+    assert process.returncode == 75 and not second.is_running()
     (line,) = re.findall("^error: .*", output, re.MULTILINE)
     assert line.startswith("error: a process that encodes rows (tokenize.num_proc, 2 of them) was killed, as happens")
     assert output.endswith(f"{line}\n") and "Traceback" not in output
@@ -177,7 +177,7 @@ def test_killed_worker_that_waits_for_work_leaves_none_that_waits_for_it(small: 
         waiting = [worker for worker in workers if not any(".tmp/raw" in file.path for file in worker.open_files())]
     waiting[0].kill()
     output, _ = process.communicate(timeout=30)
-    assert process.returncode == 2 and "was killed, as happens" in output
+    assert process.returncode == 75 and "was killed, as happens" in output
     run(checkout, "tokenize")
     assert checkout.digests(*OUTS) == small.digests(*OUTS)
 
@@ -186,7 +186,7 @@ def test_second_start_waits_for_no_orphan_and_says_who_is_at_it(small: Checkout,
     checkout = slow(small, tmp_path, 2)
     process = fork_server().start(checkout.folder, "stages.tokenize")
     wait_for(checkout, process, 1)
-    output = run(checkout, "tokenize", code=2)
+    output = run(checkout, "tokenize", code=75)
     assert f"stage tokenize of this workspace is being worked on by process {process.pid}" in output
     process.kill()
     process.wait(10)

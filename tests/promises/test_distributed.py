@@ -48,7 +48,7 @@ def finish(checkout: Checkout, code: int | None = 0) -> str:
 
 def train_in(processes: int, checkout: Checkout, code: int = 0, **env: str) -> str:
     """Train to the end in this many processes; what they printed."""
-    return "".join(train_side_by_side([checkout] * processes, code, **env))
+    return "".join(train_side_by_side([checkout] * processes, *[code] * processes, **env))
 
 
 def start_side_by_side(checkouts: list[Checkout], point: str | None = None, **env: str) -> list[Forked]:
@@ -72,11 +72,11 @@ def start_side_by_side(checkouts: list[Checkout], point: str | None = None, **en
     ]
 
 
-def train_side_by_side(checkouts: list[Checkout], code: int = 0, **env: str) -> list[str]:
-    """Start these and see them to their end; what each printed."""
+def train_side_by_side(checkouts: list[Checkout], *codes: int, **env: str) -> list[str]:
+    """Start these and see them to their end, which is that of `codes`; what each printed."""
     started = start_side_by_side(checkouts, **env)
     outputs = [process.communicate(timeout=300)[0] for process in started]
-    assert [process.returncode for process in started] == [code] * len(checkouts), outputs
+    assert [process.returncode for process in started] == list(codes), outputs
     return outputs
 
 
@@ -224,7 +224,7 @@ def test_signal_to_one_process_in_an_evaluation_stops_all_and_it_is_done_again(
     params = {**SHAPE, "train": {**SHAPE["train"], **loss}, "evaluate": {"eval_batch_size": 4}}
     checkout, reference = prepared(params), prepared(params)
     # The look before training is main's alone, so the first evaluation of the second process is that of step 8.
-    output = train_in(2, checkout, code=1, SIGNAL_FILE=str(tmp_path / "once"))
+    output = train_in(2, checkout, code=75, SIGNAL_FILE=str(tmp_path / "once"))
     assert "stopped by SIGTERM after step 8, saved" in output
     assert "/stages/" not in output, "a traceback of ours"
     assert "another process" not in output, "they did not leave together"
@@ -290,7 +290,7 @@ def test_process_with_other_files_or_parameters_is_refused_by_name_before_a_step
     prepared: Callable[..., Checkout],
 ) -> None:
     main, other = several(prepared, 2), several(prepared, 2, learning_rate=0.5)
-    outputs = train_side_by_side([main, main, other], code=2)
+    outputs = train_side_by_side([main, main, other], 2, 2, 2)
     last = outputs[0].strip().splitlines()[-1]
     assert f"process 2 on {socket.gethostname()} would train another run than process 0" in last
     assert "train.learning_rate: 0.5 -> 0.0001" in last
@@ -310,7 +310,7 @@ def test_failure_of_one_process_alone_costs_no_step_that_was_done(prepared: Call
     own = {"loss": "stages.custom.own:fails_in_rank_1", "class_weights": None}
     params = {**SHAPE, "train": {**SHAPE["train"], **own, "launcher": launcher(2), "save_steps": 100}}
     checkout, reference = prepared(params), prepared(params)
-    outputs = train_side_by_side([checkout] * 2, code=2, FAILS="yes")
+    outputs = train_side_by_side([checkout] * 2, 75, 2, FAILS="yes")
     step = saved_steps(checkout)[0]
     assert "another process of this job ended" in outputs[0]
     assert f"step {step + 1} fails in the model or the loss: LookupError: no such word" in outputs[1]

@@ -19,7 +19,8 @@ import pytest
 from stages import tokenize as stage
 from stages.batches import tokenized as store
 from stages.config.pipeline import require_rows
-from stages.ground.errors import UserError, run_stage
+from stages.ground.errors import UserError
+from stages.ground.running import run_command
 from tests.support.project import ROOT, Project
 from tests.support.reports import DEV, TRAIN, Write, lay_out, refusal, says, text
 
@@ -218,7 +219,7 @@ def test_shards_are_read_in_the_order_of_their_numbers(project: Project) -> None
     project.write_params()
     lay_out(project, {f"train-{n}.csv": text(f"text,label\nrow {n},a\nrow {n},b\n") for n in (10, 9, 2)})
     lay_out(project, {"dev.csv": text(DEV)})
-    run_stage(stage.main)
+    run_command(stage.main)
     assert store.load_raw(store.TOKENIZED, "train")["text"][::2] == ["row 2", "row 9", "row 10"]
 
 
@@ -286,7 +287,7 @@ def test_class_ids_of_minus_one_in_parquet_are_secret_labels(
 def test_minus_one_is_a_label_where_train_has_it(project: Project) -> None:
     project.write_params()
     lay_out(project, {"train.csv": text("text,label\n" + "a,1\nb,-1\n" * 9), "test.csv": text("text,label\nx,-1\n")})
-    run_stage(stage.main)
+    run_command(stage.main)
     assert store.load_split(store.TOKENIZED, "test")["labels"][:] == [0]
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from stages import healing
 from stages.ground.errors import UserError
+from stages.repro import healing
 from tests.support.project import ROOT
 
 # ---- dvc.lock is judged by DVC's own schema

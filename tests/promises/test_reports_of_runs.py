@@ -22,7 +22,8 @@ from stages.batches.plan import BatchPlan, PlanShape, epoch_name, write_epoch
 from stages.batches.tokenized import Task
 from stages.config.imports import import_object
 from stages.ground import errors
-from stages.ground.errors import UserError, run_stage
+from stages.ground.errors import UserError
+from stages.ground.running import run_command
 from stages.keeping.folder import RunFolder, list_runs, runs_root
 from stages.keeping.identity import Identity
 from stages.keeping.lock import Lock
@@ -296,31 +297,35 @@ def test_plan_that_is_too_large_is_refused_before_a_file_is_written(
 
 
 @pytest.mark.parametrize(
-    ("error", "expected"),
+    ("error", "code", "expected"),
     [
-        (OSError(errno.ENOSPC, "No space left on device", "models/best"), "models/best: the disk is full"),
-        (OSError("[Errno 28] Error writing bytes to file. Detail: No space left on device"), "No space left on device"),
-        (shutil.Error([("a", "b", "[Errno 28] No space left on device")]), "No space left on device"),
-        (OSError(errno.EROFS, "Read-only file system", "plots"), "plots: Read-only file system"),
+        (OSError(errno.ENOSPC, "No space left on device", "models/best"), 75, "models/best: the disk is full"),
+        (OSError("[Errno 28] Error writing bytes to file. Detail: No space left on device"), 75, "No space left on"),
+        (shutil.Error([("a", "b", "[Errno 28] No space left on device")]), 75, "No space left on device"),
+        (OSError(errno.EROFS, "Read-only file system", "plots"), 2, "plots: Read-only file system"),
     ],
 )
 def test_full_disk_while_publishing_is_one_line(
-    error: OSError, expected: str, capsys: pytest.CaptureFixture[str]
+    error: OSError, code: int, expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def publish() -> None:
         raise error
 
     with pytest.raises(SystemExit) as ended:
-        run_stage(publish)
-    assert ended.value.code == 2
+        run_command(publish)
+    assert ended.value.code == code
     (line,) = capsys.readouterr().err.splitlines()
     assert expected in line
-    assert line.endswith("what was saved before is kept: make room, or give permission, and run the same command again")
+    assert line.endswith("what was saved is kept: make room, or give permission, and run the same command again")
 
 
-def test_error_of_ours_stays_a_traceback() -> None:
-    with pytest.raises(OSError, match="of ours"):
-        run_stage(lambda: (_ for _ in ()).throw(OSError("of ours")))
+def test_error_of_ours_stays_a_traceback_and_is_called_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run_command(lambda: (_ for _ in ()).throw(OSError("of ours")))
+    assert ended.value.code == 1
+    printed = capsys.readouterr().err
+    assert "Traceback" in printed
+    assert printed.splitlines()[-1].startswith("error: this is a fault of Holdfast (OSError: of ours")
 
 
 @pytest.mark.parametrize(("bytes_free", "inodes_free", "expected"), [(10**10, 0, "no inode free"), (0, 5, "is full")])

@@ -11,7 +11,7 @@ import pytest
 
 from stages import tokenize as stage
 from stages.batches import tokenized as store
-from stages.ground.errors import run_stage
+from stages.ground.running import run_command
 from tests.support.project import WORDS, Project
 from tests.support.reports import DEV, TRAIN, edit, lay_out, refusal, says, text
 
@@ -34,7 +34,7 @@ def test_positions_below_the_padding_are_not_advised(
     project.write_params(tokenize={"max_length": 40})
     assert f"write at most {usable}\n" in refusal(capsys)
     project.write_params(tokenize={"max_length": usable})
-    run_stage(stage.main)
+    run_command(stage.main)
 
 
 def test_roberta_has_two_positions_fewer_where_the_pad_token_is_1(
@@ -106,7 +106,7 @@ def test_special_token_in_a_text_is_refused_with_its_row(
 def test_special_token_in_a_text_is_read_as_one_says(project: Project, split: bool, count: int) -> None:
     project.write_params(tokenize={"split_special_tokens": split})
     lay_out(project, {"train.csv": text(SPECIAL), "dev.csv": text(SPECIAL)})
-    run_stage(stage.main)
+    run_command(stage.main)
     tokenizer = store.load_tokenizer()
     assert tokenizer is not None
     ids = store.load_split(store.TOKENIZED, "train")[20]["input_ids"]
@@ -117,7 +117,7 @@ def test_special_token_in_a_text_is_read_as_one_says(project: Project, split: bo
 def test_what_only_looks_like_a_special_token_is_text(project: Project) -> None:
     project.write_params()
     lay_out(project, {"train.csv": text(TRAIN + "the [sep] cat,a\n[ SEP ] [X],b\n")})
-    run_stage(stage.main)
+    run_command(stage.main)
 
 
 def test_end_of_sequence_in_a_text_of_an_encoder_decoder_is_never_read_as_that(
@@ -224,7 +224,7 @@ def test_architecture_with_two_base_models_is_looked_at_too(project: Project, mo
     (model / "config.json").write_text(json.dumps({"model_type": "funnel", "vocab_size": 200}))
     lay_out(project, {"train.csv": text(TRAIN)})
     project.write_params()
-    run_stage(stage.main)
+    run_command(stage.main)
 
 
 @pytest.mark.parametrize("columns", [["text"], ["text", "other"]])

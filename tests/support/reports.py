@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from stages import tokenize as stage
 from stages.batches import tokenized as store
 from stages.batches.tokenized import Task
-from stages.ground.errors import run_stage
+from stages.ground.running import run_command
 from stages.modeling.head import head_of
 from tests.support.project import Checkout, Project
 
@@ -40,7 +40,7 @@ def refusal(capsys: pytest.CaptureFixture[str]) -> str:
     """What the stage prints as it refuses: one line, exit code 2, nothing written."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
-        run_stage(stage.main)
+        run_command(stage.main)
     assert ended.value.code == 2
     *before, line = capsys.readouterr().err.splitlines(keepends=True)
     assert line.startswith("error: ") and all(other.startswith("tokenize: ") for other in before), before
@@ -50,7 +50,7 @@ def refusal(capsys: pytest.CaptureFixture[str]) -> str:
 
 def says(capsys: pytest.CaptureFixture[str]) -> str:
     capsys.readouterr()
-    run_stage(stage.main)
+    run_command(stage.main)
     return capsys.readouterr().err
 
 

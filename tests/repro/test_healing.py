@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from dvc.lock import make_lock
 
-from stages import healing
 from stages.ground.errors import UserError
-from stages.healing import heal
+from stages.repro import healing
+from stages.repro.healing import heal
 
 RWLOCK, LOCK = Path(".dvc/tmp/rwlock"), Path("dvc.lock")
 WHOLE = "schema: '2.0'\nstages:\n  train:\n    cmd: exec python\n"

@@ -1,0 +1,79 @@
+"""`python -m stages repro`: mend, start DVC, and start again where that was asked for."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from stages.config.pipeline import load_stage, read_stages, require_rows
+from stages.config.read import PARAMS_FILE, load_params
+from stages.ground.errors import UserError, say
+from stages.ground.words import Exit
+from stages.keeping.folder import RunFolder
+from stages.keeping.identity import identify
+from stages.repro.healing import heal, require_names
+from stages.repro.progress import done
+from stages.repro.supervisor import Ended, Supervisor
+
+# Starts in a row that add nothing to what is done, after which --until-done gives up.
+STARTS = 3
+PAUSE_SECONDS = 5.0
+GO_ON = "run the same command again"
+
+
+def repro(arguments: Sequence[str], *, fresh: bool, stop_after: float | None, until_done: bool) -> None:
+    """Run `dvc repro` with these `arguments`. Returns when all is done; else raises SystemExit.
+
+    Args:
+        fresh: drop the matching runs' state first.
+        stop_after: seconds after which it is to stop; None: never.
+        until_done: start again after an end that passes, unless this process was told to stop.
+    """
+    supervisor = Supervisor(stop_after)
+    seen, idle = done() if until_done else set(), 0
+    while True:
+        mend()
+        if fresh:
+            drop_matching_runs()
+            fresh = False
+        ended = supervisor.run(arguments)
+        if ended.code != Exit.AGAIN:
+            break
+        if not until_done or supervisor.told is not None:
+            if GO_ON not in ended.line:  # else the stage has said so
+                say(f"repro: {ended.line}; {GO_ON} to go on")
+            break
+        now = done()
+        idle = 0 if now - seen else idle + 1
+        seen |= now
+        if idle == STARTS:
+            ended = Ended(Exit.FAULT, f"given up: {STARTS} starts in a row got nowhere, the last as {ended.line}")
+            break
+        say(f"repro: {ended.line}; starting again")
+        supervisor.wait(PAUSE_SECONDS * idle)
+    if ended.code == Exit.FAULT:
+        say(f"repro: {ended.line}")
+    sys.exit(ended.code)
+
+
+def mend() -> None:
+    """What DVC would stumble over: left by a kill, or to be said before it starts. Raises UserError."""
+    require_names()
+    for line in heal():
+        say(f"mended: {line}")
+    if Path(PARAMS_FILE).is_file():
+        require_rows(Path(load_params().data.path))  # DVC reads it before any stage can refuse it
+
+
+def drop_matching_runs() -> None:
+    """Remove the state of the runs, one a stage, that the files and parameters as they are now would continue."""
+    for name in read_stages():
+        try:
+            run = RunFolder.of(identify(load_stage(name)))
+        except UserError as error:
+            say(f"--fresh: no run of {name} to drop ({error})")
+            continue
+        if run.path.exists():
+            run.remove()
+            say(f"--fresh: dropped run {run.id} of {name}")
