@@ -1,6 +1,7 @@
 """The entry point for people.
 
 python -m stages repro [...]             mend what a kill left, then run `dvc repro [...]`
+python -m stages finish                  end the run at its next evaluation, with the best so far (train.stop_step)
 python -m stages runs                    list the runs in runs/: stage, how far, how it ended or who has it
 python -m stages runs --prune [RUN ...]  remove these runs, or all finished ones but the newest
 
@@ -97,6 +98,7 @@ def main() -> None:
     parser_repro.add_argument(
         "--until-done", action="store_true", help="start again after 75, unless told to stop, while starts get further"
     )
+    commands.add_parser("finish", help="end the run at its next evaluation: write train.stop_step into params.yaml")
     parser_runs = commands.add_parser("runs", help="list the runs")
     parser_runs.add_argument(
         "--prune", nargs="*", metavar="RUN", help="remove these runs, or all finished ones but the newest"
@@ -108,6 +110,10 @@ def main() -> None:
         repro(rest, fresh=known.fresh, stop_after=known.stop_after, until_done=known.until_done)
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    elif known.command == "finish":
+        from stages.repro.finish import finish
+
+        finish()
     elif known.prune is None:
         list_all()
     else:

@@ -11,6 +11,7 @@ from stages.ground.errors import UserError, say
 from stages.ground.places import CANDIDATES, METRICS, VALIDATION, step_name, steps_in
 from stages.ground.running import run_stage
 from stages.ground.signals import die_with_parent
+from stages.ground.watchdog import watch
 
 if TYPE_CHECKING:
     from stages.keeping.folder import RunFolder
@@ -37,7 +38,8 @@ def main() -> None:
     with work_of(stage, predictor.environment | of_libraries(*METRIC_LIBRARIES)) as run:
 
         def fill(folder: Path) -> dict[str, dict[str, float]]:
-            scores = evaluate_candidates(predictor, run, folder)
+            with watch(stage.params.train.hang_seconds, run.log):
+                scores = evaluate_candidates(predictor, run, folder)
             require_imported(stage, code)
             return scores
 

@@ -14,6 +14,7 @@ from stages.ground.errors import UserError, say
 from stages.ground.places import BEST, CANDIDATES, METRICS, PLOTS, REPORT, TEST, VALIDATION, step_name, step_of
 from stages.ground.running import run_stage
 from stages.ground.signals import die_with_parent
+from stages.ground.watchdog import watch
 from stages.scoring.ranking import ranked
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ def main() -> None:
         test: pd.DataFrame | None = None
         scores: dict[str, float] = {}
         if has_split(TOKENIZED, "test"):
-            test, scores = predictor.run(CANDIDATES / names[0], "test", Kept(run.atoms("test")))
+            with watch(params.train.hang_seconds, run.log):
+                test, scores = predictor.run(CANDIDATES / names[0], "test", Kept(run.atoms("test")))
         require_imported(stage, code)
         publish(names, candidates, test, scores, params)
 

@@ -16,6 +16,7 @@ from stages.ground.errors import Interrupted, UserError, say
 from stages.ground.places import CANDIDATES, METRICS
 from stages.ground.running import run_stage
 from stages.ground.signals import StopRequest, die_with_parent, ignore_stop_signals
+from stages.ground.watchdog import watch
 from stages.keeping.identity import Identity, identify
 from stages.keeping.sealed import DamagedError
 
@@ -175,7 +176,8 @@ def train_to_the_end(
     compute.world.broadcast_object(is_saved)
     recorder = Recorder(state, is_saved, run, candidates, params.train)
     callbacks = CallbackList(state, [guard, ProgressBar(inputs.total_steps), *loggers])
-    ending = train(Session(params, inputs, state, recorder, callbacks, stop))
+    with watch(params.train.hang_seconds, run.log):
+        ending = train(Session(params, inputs, state, recorder, callbacks, stop))
     if ending.outcome is Outcome.COMPLETE and not state.progress.candidates:
         ending = Ending(Outcome.DIVERGED, NO_CANDIDATE)  # which this process alone can know
     if ending.outcome is Outcome.COMPLETE:
@@ -198,6 +200,7 @@ def follow() -> NoReturn:
 
     import torch
 
+    from stages.keeping.folder import RunFolder
     from stages.modeling.compute import Compute
     from stages.modeling.world import World
     from stages.run.recorder import SilentRecorder
@@ -209,10 +212,10 @@ def follow() -> NoReturn:
 
     params, world, stop = stage.params, World.from_environment(), StopRequest()
     compute = Compute.start(params.train, world)
-    outcome = Outcome.COMPLETE
+    identity, outcome = identify(stage), Outcome.COMPLETE
     try:
         with world.together():
-            is_complete = meet(compute, identify(stage), stop, is_complete=False)
+            is_complete = meet(compute, identity, stop, is_complete=False)
             if not is_complete:
                 inputs = load_inputs(params, compute)
                 state = build_state(params, inputs)
@@ -220,7 +223,8 @@ def follow() -> NoReturn:
                 is_saved = world.broadcast_object(None)
                 torch.set_num_threads(state.progress.environment["threads"])
                 recorder = SilentRecorder(state, is_saved)
-                ending = train(Session(params, inputs, state, recorder, CallbackList(state), stop))
+                with watch(params.train.hang_seconds, partial(RunFolder.of(identity).log, rank=world.rank)):
+                    ending = train(Session(params, inputs, state, recorder, CallbackList(state), stop))
                 outcome = ending.outcome
                 if ending.alone:
                     say(f"process {world.rank}: {ending.line}")
@@ -254,7 +258,9 @@ def explain_new_run(run: RunFolder, identity: Identity) -> None:
         lines = identity.difference(values)
         more = f" (and {len(lines) - 5} more)" if len(lines) > 5 else ""
         reference = newest.newest_reference()
-        how = f"; to continue that one on purpose, set train.init_from_run: {reference}" if reference else ""
+        is_taken_over = [line.partition(":")[0] for line in lines] == ["train.stop_step"]
+        hint = f"; to continue that one on purpose, set train.init_from_run: {reference}"
+        how = hint if reference and not is_taken_over else ""
         say(f"new run {run.id}; it differs from run {newest.id} in {', '.join(lines[:5])}{more}{how}")
 
 

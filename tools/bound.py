@@ -27,7 +27,7 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.support.project import OUTS, Checkout, make_tiny_model
+from tests.support.project import OUTS, WORDS, Checkout, make_tiny_model
 
 ATOM = 1.0
 SLOW_LOSS: dict[str, dict[str, Any]] = {
@@ -97,12 +97,11 @@ def compare(case: Case, undisturbed: Checkout, killed: Checkout, env: dict[str, 
 def write_rows(path: Path, rows: int) -> None:
     """Pairs of random words, and a label."""
     generator = random.Random(0)
-    words = [f"word{number}" for number in range(5000)]
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["sentence1", "sentence2", "label"])
         for number in range(rows):
-            first, second = (" ".join(generator.choices(words, k=20)) for _ in range(2))
+            first, second = (" ".join(generator.choices(WORDS, k=8)) for _ in range(2))
             writer.writerow([first, second, ("equivalent", "different")[number % 2]])
 
 

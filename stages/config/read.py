@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from pydantic import ValidationError
 from stages.config.checks import check
 from stages.config.renamed import INSTEAD
 from stages.config.schema import Params
+from stages.ground import disk
 from stages.ground.errors import UserError, quote
 
 PARAMS_FILE = "params.yaml"
@@ -77,6 +80,19 @@ def parse_params(values: object) -> Params:
     except ValueError as error:
         raise UserError(f"{PARAMS_FILE}: {error}") from None
     return params
+
+
+def change_param(section: str, key: str, value: object) -> None:
+    """Write one value into params.yaml, which otherwise stays as it is, comments included."""
+    from dvc.utils.serialize import modify_yaml
+
+    path = Path(PARAMS_FILE)
+    made = disk.temporary(path)
+    shutil.copyfile(path, made)
+    with modify_yaml(str(made)) as params:
+        params[section][key] = value
+    disk.fsync(made)
+    os.replace(made, path)
 
 
 def read_yaml(path: str | Path) -> Any:

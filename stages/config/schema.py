@@ -171,6 +171,7 @@ class CallbackParams(Section):
 class TrainParams(Section):
     num_train_epochs: PositiveInt
     max_steps: PositiveInt | None
+    stop_step: PositiveInt | None
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     weight_decay: NonNegativeFloat
     optim: Name
@@ -199,6 +200,7 @@ class TrainParams(Section):
     save_strategy: Literal["time", "steps", "epoch"]
     save_steps: PositiveInt | None
     save_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    hang_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     logging_steps: PositiveInt
     callbacks: list[CallbackParams]
     loggers: list[Literal["tensorboard", "wandb", "dvclive"]]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.ground.errors import say
+from stages.ground.watchdog import sign_of_life
 from stages.keeping.sealed import DamagedError
 from stages.keeping.store import Key, Part, Store
 
@@ -87,6 +88,7 @@ class Atoms:
         self.store.begin(key, size)
         self.store.put(key, fill)
         self.store.commit(key)
+        sign_of_life()
 
     def remove_others(self) -> None:
         """Remove those of other environments, with a line."""

@@ -224,6 +224,8 @@ class RunFolder:
         last = self._last_event()
         if last.get("event") == "stopped":
             return f"stopped: {last.get('signal') or 'a signal to another process'}"
+        if last.get("event") == "hang":
+            return f"hung for {last.get('seconds')} s"
         return f"failed: {last.get('reason')}" if last.get("event") == "failed" else "killed"
 
     @property

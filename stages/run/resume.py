@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from stages.config.schema import Params
-from stages.ground.errors import UserError
+from stages.ground.errors import UserError, reason
 from stages.keeping import environment
 from stages.keeping.folder import RunFolder, find_source
 from stages.keeping.identity import Identity
@@ -56,6 +56,8 @@ class Resumer:
         state, source = self._newest(build), self.params.train.init_from_run
         is_saved = state is not None
         if state is None:
+            state = self._without_stop(build, total_steps)
+        if state is None:
             state = build()
             if source is not None:
                 self._start_from(source, state, total_steps)
@@ -102,6 +104,33 @@ class Resumer:
         self._set_aside_candidates(lost, max(steps, default=0), 0)
         return None
 
+    def _without_stop(self, build: Callable[[], TrainState], total_steps: int) -> TrainState | None:
+        """The newest state up to `train.stop_step` of the run that is the same without it: up to there they are one."""
+        if self.params.train.stop_step is None:
+            return None
+        other = RunFolder.of(replace(self.identity, values=self.identity.values | {"train.stop_step": None}))
+        steps = [step for step in other.checkpoints.steps() if step <= total_steps]
+        if not steps:
+            return None
+        other.lock.acquire()
+        try:
+            for step in steps:
+                try:
+                    saved = Checkpoints(other.checkpoints).read(step)
+                    for candidate in saved_progress(saved).candidates:
+                        self.candidates.take_over(candidate, Candidates(other.candidates, self.params))
+                    state = build()
+                    state.load_state_dict(saved)
+                except (DamagedError, *MISFITS) as error:
+                    self.say(f"checkpoint of step {step} of run {other.id} is of no use: {reason(error)}")
+                    continue
+                self.say(f"run {self.run.id}: taken over from run {other.id}, which has no train.stop_step")
+                self.run.log("taken over", source=other.reference(step))
+                return state
+        finally:
+            other.lock.release()
+        return None
+
     def _set_aside_checkpoint(self, step: int, reason: str) -> None:
         reason = " ".join(reason.split())[:500]
         self.run.checkpoints.invalidate(step)
@@ -109,12 +138,12 @@ class Resumer:
         self.say(f"checkpoint of step {step} is damaged and was set aside: {reason}")
 
     def _set_aside_candidates(self, lost: dict[int, str], newest: int, step: int) -> None:
-        for damaged, reason in lost.items():
+        for damaged, why in lost.items():
             self.run.candidates.invalidate(damaged)
-            self.run.log("damaged candidate", step=damaged, reason=reason)
+            self.run.log("damaged candidate", step=damaged, reason=why)
             self.say(
                 f"the candidate of step {damaged} is damaged and was set aside, and DVC's cache does not have it: "
-                f"training again from step {step} of the {newest} that were done ({reason})"
+                f"training again from step {step} of the {newest} that were done ({why})"
             )
 
     def _damaged(self, kept: list[Candidate]) -> dict[int, str]:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from stages.ground.watchdog import sign_of_life
 from stages.keeping.sealed import SaveError
 from stages.modeling.codec import Tree
 from stages.run.checkpoint import Checkpoints, Snapshot
@@ -89,6 +90,7 @@ class Saver:
         except Exception as error:  # the loop must hear of whatever ended its saves
             self._error = SaveError(f"checkpoint of step {snapshot.step} failed: {type(error).__name__}: {error}")
         self._processor = time.thread_time()
+        sign_of_life()
 
     def wait(self) -> None:
         """Return when nothing is in flight; raise what went wrong."""

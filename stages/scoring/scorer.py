@@ -19,6 +19,7 @@ from stages.batches.tokenized import Task, label_batches, lengths
 from stages.config.schema import EvaluateParams
 from stages.ground.bar import bar
 from stages.ground.errors import located, say, user_code
+from stages.ground.watchdog import sign_of_life
 from stages.keeping.atoms import Pace
 from stages.modeling.buffers import remember_buffers
 from stages.modeling.compute import Compute
@@ -160,6 +161,7 @@ class Scorer:
                 scored = self._score(number, batch, parallel.forward)
             finally:
                 put_buffers_back()
+            sign_of_life()
             turns += 1
             if turn * world.size + world.rank < len(left):
                 pending.append(scored)

@@ -17,6 +17,7 @@ from stages.batches.randomness import AFTER_BACKWARD
 from stages.config.schema import Params
 from stages.ground.errors import UserCodeError, UserError, located, say, user_code
 from stages.ground.signals import StopRequest
+from stages.ground.watchdog import sign_of_life
 from stages.keeping.sealed import SaveError
 from stages.modeling.buffers import remember_buffers
 from stages.modeling.precision import overflow
@@ -95,6 +96,7 @@ def train(session: Session) -> Ending:
 def at_boundary(session: Session) -> Ending | None:
     """Evaluate and save where that is due; how the loop ends, if it ends here."""
     progress, recorder = session.state.progress, session.recorder
+    sign_of_life()
     require_progress(session)
     if is_evaluation_due(session):
         evaluate(session)
@@ -170,7 +172,7 @@ def take_step(gradient: Gradient, step: Step, session: Session) -> None:
         say(f"fp16: the gradient of step {step.number} overflowed, so the step is skipped and the scale halved")
     with located(where, UserCodeError):
         callbacks.on_step_end()
-        if progress.step % session.params.train.logging_steps == 0 or progress.step == session.inputs.total_steps:
+        if progress.step % session.params.train.logging_steps == 0 or progress.step == session.inputs.planned_steps:
             callbacks.on_log(state.close_window(learning_rate, gradient.norm))
 
 

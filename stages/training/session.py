@@ -33,18 +33,21 @@ def load_inputs(params: Params, compute: Compute) -> Inputs:
     require_threshold_of_use(params.evaluate, task)
     objective = make_objective(train, task, train_split, compute.device)
     validation = load_split(TOKENIZED, "validation")
-    total_steps = train.max_steps or train.num_train_epochs * plan.steps_per_epoch
-    if total_steps > plan.epochs * plan.steps_per_epoch:
+    planned_steps = train.max_steps or train.num_train_epochs * plan.steps_per_epoch
+    if planned_steps > plan.epochs * plan.steps_per_epoch:
         raise UserError(
-            f"the batch plan has {plan.epochs * plan.steps_per_epoch} steps, and {total_steps} are to be trained; "
+            f"the batch plan has {plan.epochs * plan.steps_per_epoch} steps, and {planned_steps} are to be trained; "
             "run: dvc repro build_loaders"
         )
+    if train.stop_step is not None and train.stop_step > planned_steps:
+        raise UserError(f"train.stop_step is {train.stop_step}, but there are {planned_steps} steps; write null")
     return Inputs(
         task=task,
         train_split=train_split,
         tokenizer=tokenizer,
         plan=plan,
-        total_steps=total_steps,
+        total_steps=train.stop_step or planned_steps,
+        planned_steps=planned_steps,
         objective=objective,
         scorer=Scorer(validation, tokenizer, objective, params.evaluate.eval_batch_size, compute),
         compute=compute,
@@ -73,7 +76,7 @@ def build_state(params: Params, inputs: Inputs, say: Callable[[str], None] = lam
     return TrainState(
         parallel=Parallel(model, inputs.compute, train.compile),
         optimizer=optimizer,
-        schedule=make_schedule(optimizer, train, inputs.total_steps, params.evaluate),
+        schedule=make_schedule(optimizer, train, inputs.planned_steps, params.evaluate),
         scaler=make_scaler(device, train.precision),
         callbacks=make_callbacks(params),
         histories={"train": History(("step", "epoch", "loss", "learning_rate", "grad_norm")), "eval": History()},

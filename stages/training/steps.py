@@ -28,13 +28,15 @@ from stages.training.endings import Ending, Outcome, Unfinished
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the loop works on and does not change. `tokenizer` is None where the inputs are features."""
+    """What the loop works on and does not change. `tokenizer` is None where the inputs are features; `total_steps` are
+    those that are trained, of the `planned_steps` that the learning rate's schedule is for (`train.stop_step`)."""
 
     task: Task
     train_split: datasets.Dataset
     tokenizer: PreTrainedTokenizerBase | None
     plan: BatchPlan
     total_steps: int
+    planned_steps: int
     objective: Objective
     scorer: Scorer
     compute: Compute

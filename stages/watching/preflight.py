@@ -98,9 +98,9 @@ def preflight(state: TrainState, inputs: Inputs, params: Params, say: Callable[[
     _check_last_micro_batch(state, inputs, params)
     say(f"first batch: {shapes}, labels {_shape(labels)}, logits {_shape(logits)}, loss {loss.item():.4f}")
     _doubt_loss(loss.item(), inputs, params, labels, say)
-    if params.train.warmup_steps >= inputs.total_steps:
+    if params.train.warmup_steps >= inputs.planned_steps:
         say(
-            f"warning: train.warmup_steps is {params.train.warmup_steps:g}, of {inputs.total_steps} steps in all, "
+            f"warning: train.warmup_steps is {params.train.warmup_steps:g}, of {inputs.planned_steps} steps in all, "
             "so the learning rate never reaches train.learning_rate"
         )
     if inputs.tokenizer is not None:
