@@ -30,13 +30,13 @@ def watch(seconds: float, log: Callable[..., None]) -> Iterator[None]:
     """In here the process ends with 75 if there is no sign of life for `seconds`, and for three times as long as one
     ever took before. `log` is given the stacks of all threads then. Time in which the whole process was stopped
     (SIGSTOP, a laptop's lid) does not count."""
-    over = threading.Event()
+    over, tick = threading.Event(), min(TICK_SECONDS, seconds / 10)
 
     def look() -> None:
         before, quiet, slowest, last = _signs, 0.0, 0.0, time.monotonic()
-        while not over.wait(min(TICK_SECONDS, seconds / 10)):
+        while not over.wait(tick):
             now = time.monotonic()
-            quiet, last = quiet + min(now - last, 2 * TICK_SECONDS), now
+            quiet, last = quiet + min(now - last, 2 * tick), now
             if _signs != before:
                 before, quiet, slowest = _signs, 0.0, max(slowest, quiet)
             elif quiet > max(seconds, SLOWEST_FACTOR * slowest):

@@ -16,7 +16,14 @@ from stages.ground.signals import PARENT_PID, die_with_parent
 from stages.ground.words import Exit, leave_word
 
 # The rooms of DVC whose errors are about what a person wrote: dvc.yaml, the arguments, the configuration.
-WRITTEN_BY_USERS = ("dvc.parsing", "dvc.utils.strictyaml", "dvc.stage.exceptions", "dvc.config", "dvc.cli")
+WRITTEN_BY_USERS = (
+    "dvc.parsing",
+    "dvc.utils.strictyaml",
+    "dvc.stage.exceptions",
+    "dvc.config",
+    "dvc.cli",
+    "dvc.dependency",
+)
 
 
 class Listener(logging.Handler):
@@ -48,12 +55,12 @@ def main() -> int:
     if code == 254:
         listener.heard.append(DvcParserError())  # which it prints, and does not log
     for heard in listener.heard[:1]:
-        leave_word(judge(heard), reason(heard) or type(heard).__name__)
+        leave_word(*judge(heard))
     return code
 
 
-def judge(error: BaseException) -> Exit:
-    """How DVC ended that failed with `error`. Where a stage did, what the stage says of itself counts first."""
+def judge(error: BaseException) -> tuple[Exit, str]:
+    """How DVC ended that failed with `error`, and why. What a stage says of itself counts before it."""
     from dvc.exceptions import (
         ArgumentDuplicationError,
         BadMetricError,
@@ -81,14 +88,14 @@ def judge(error: BaseException) -> Exit:
     for cause in chain(error):
         refused = disk_error(cause)
         if isinstance(cause, StageCmdFailedError):
-            return of_command(str(cause))
+            return of_command(str(cause)), reason(cause)
         if refused is not None:
-            return Exit(refused.code)
+            return refused.code, str(refused)
         if isinstance(cause, passing):
-            return Exit.AGAIN
+            return Exit.AGAIN, reason(cause) or type(cause).__name__
         if isinstance(cause, about_files) or type(cause).__module__.startswith(WRITTEN_BY_USERS):
-            return Exit.MEND
-    return Exit.FAULT
+            return Exit.MEND, reason(cause)
+    return Exit.FAULT, reason(cause)
 
 
 def of_command(failed: str) -> Exit:

@@ -166,14 +166,20 @@ def judge(code: int, words: Sequence[Word], dvc: int, told: str | None) -> Ended
     if code == 0:
         return Ended(Exit.DONE, "")
     failed = sorted((word for word in words if word.code != 0), key=lambda word: word.pid == dvc)  # DVC's comes last
-    for exit_code in (Exit.MEND, Exit.FAULT):
-        found = next((word for word in failed if word.code == exit_code), None)
-        if found is not None:
-            return Ended(exit_code, found.line)
+    ended = [word for word in failed if word.code is not None]
+    for word in ended:
+        if word.code == Exit.MEND:
+            return Ended(Exit.MEND, word.line)
+    for word in ended:
+        if word.code != Exit.AGAIN:
+            return Ended(Exit.FAULT, word.line or f"{word.stage} ended with {word.code}")
+    for word in ended:
+        if word.pid != dvc:
+            return Ended(Exit.AGAIN, word.line)
     if told is not None:
         return Ended(Exit.AGAIN, f"stopped by {told}")
     for word in failed:
-        if word.code is None:
+        if word.pid != dvc:
             return Ended(Exit.AGAIN, f"{word.stage} ended without a word: it was killed, or memory ran out")
         return Ended(Exit.AGAIN, word.line)
     if code < 0:
