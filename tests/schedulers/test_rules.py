@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.project import Checkout
 from tests.support.schedulers import (
     RECIPES,
     Ending,
@@ -18,6 +19,7 @@ from tests.support.schedulers import (
     skypilot,
     write_fake_project,
 )
+from tests.support.train_stage import SAVES
 
 SCHEDULERS = [kubernetes, skypilot, github_actions]
 DONE = {"kubernetes": "Complete", "skypilot": "SUCCEEDED", "github_actions": "success"}
@@ -83,9 +85,12 @@ def test_github_actions_stays_below_its_limit(make_place: Callable[..., Place]) 
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_a_wrong_parameter_is_tried_once(scheduler: Scheduler, make_place: Callable[..., Place]) -> None:
-    place = make_place(wrong=True)
-    assert scheduler(place) == Ending(FAILED[scheduler.__name__], [2])
+@pytest.mark.parametrize("code", [2, 1])
+def test_a_wrong_parameter_and_a_fault_are_tried_once(
+    scheduler: Scheduler, code: int, make_place: Callable[..., Place]
+) -> None:
+    place = make_place(code=code)
+    assert scheduler(place) == Ending(FAILED[scheduler.__name__], [code])
     assert starts(place, scheduler) == 1
 
 
@@ -126,11 +131,39 @@ def test_the_rules_are_what_stops_it(make_place: Callable[..., Place], tmp_path:
         (step,) = (step for step in workflow["jobs"]["repro"]["steps"] if step.get("id") == "repro")
         step["run"] = step["run"].replace("--stop-after 5h30m", "")
 
-    place = make_place(wrong=True)
+    place = make_place(code=2)
     assert kubernetes(place, no_policy) == Ending("Failed: BackoffLimitExceeded", [2, 2, 2])
     assert skypilot(Place(tmp_path / "sky", place.source), restarts) == Ending("FAILED", [2, 2, 2])
     long = write_fake_project(tmp_path / "long", units=30, minutes=30)
     assert github_actions(Place(tmp_path / "github", long), too_long).state == "cancelled"
+
+
+def test_kubernetes_with_the_pipeline_itself(tiny_model: Path, tmp_path: Path) -> None:
+    source = Checkout(tmp_path / "source", tiny_model, {"train": SAVES})
+    place = Place(tmp_path / "place", source.folder, source.env)
+    project = Checkout.at(place.folder / "volume/project", source.env)
+    ending = kubernetes(place, evict=[lambda: any(project.folder.glob("runs/*/checkpoints/step-*"))])
+    assert ending == Ending("Complete", [75, 0])
+    assert (project.folder / "models/best/model.safetensors").exists()
+
+    source.set_params({"train": {"learning_rate": -1}})
+    wrong = Place(tmp_path / "wrong", source.folder, source.env)
+    assert kubernetes(wrong) == Ending(FAILED["kubernetes"], [2])
+
+
+def test_github_actions_with_the_pipeline_itself(tiny_model: Path, tmp_path: Path) -> None:
+    """Each job has a new folder, with what the cache kept: no out, and dvc.lock as it was committed."""
+    source = Checkout(tmp_path / "source", tiny_model, {"train": SAVES})
+    place = Place(tmp_path / "place", source.folder, source.env)
+
+    def shorter(workflow: dict[str, Any]) -> None:
+        (step,) = (step for step in workflow["jobs"]["repro"]["steps"] if step.get("id") == "repro")
+        # The first job is told to stop in the middle, wherever that is.
+        limit = "1h" if place.dispatches.exists() else "5s"
+        step["run"] = step["run"].replace("--stop-after 5h30m", f"--stop-after {limit}")
+
+    assert github_actions(place, shorter) == Ending("success", [75, 0])
+    assert (place.folder / "artifact/models/best/model.safetensors").exists()
 
 
 def test_what_is_to_be_edited_is_marked() -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.project import Checkout
 from tests.support.schedulers import count_lines, write_fake_project
 from tests.support.slurm import CannotStart, Slurm
+from tests.support.train_stage import SAVES
 
 SMALL = ("--cpus-per-task=1",)
 
@@ -41,21 +43,29 @@ def activate(folder: Path) -> None:
     (folder / ".venv/bin/activate").write_text(f'export PATH="{Path(sys.executable).parent}:$PATH"\n')
 
 
-def await_units(project: Path, units: int) -> None:
-    progress, deadline = project / "runs/progress", time.monotonic() + 60
-    while not progress.exists() or int(progress.read_text()) < units:
+def await_(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def await_units(project: Path, units: int) -> None:
+    progress = project / "runs/progress"
+    await_(lambda: progress.exists() and int(progress.read_text()) >= units)
 
 
 def starts(project: Path) -> int:
     return count_lines(project / "runs/starts")
 
 
-def test_jobs_end_as_their_codes_say(slurm: Slurm, tmp_path: Path) -> None:
-    """All at once, as one of them waits for SLURM's clock, which ticks every 30 seconds."""
+def test_jobs_end_as_their_codes_say(slurm: Slurm, tiny_model: Path, tmp_path: Path) -> None:
+    """All at once, as one of them waits for SLURM's clock, which ticks every 30 seconds, and one is the pipeline."""
+    pipeline = Checkout(tmp_path / "pipeline", tiny_model, {"train": SAVES})
+    activate(pipeline.folder)
+    trained = slurm.submit(pipeline.folder, *SMALL)
     long = write_project(tmp_path / "long", units=1000, seconds=0.05)
-    wrong = write_project(tmp_path / "wrong", wrong=True)
+    wrong = write_project(tmp_path / "wrong", code=2)
     stuck = write_project(tmp_path / "stuck", stuck=True, dies=True)
     cancelled = write_project(tmp_path / "cancelled", units=10000, seconds=0.05, save_seconds=2)
     limited = slurm.submit(long, *SMALL, "--time=1", "--signal=USR1@30")
@@ -79,6 +89,10 @@ def test_jobs_end_as_their_codes_say(slurm: Slurm, tmp_path: Path) -> None:
     job = slurm.await_job(killed, JobState="FAILED")
     assert (job["ExitCode"], job["Restarts"], starts(stuck)) == ("1:0", "3", 4)
 
+    # What --signal does, to all processes of the step: repro, DVC, the stage and its workers.
+    await_(lambda: any(pipeline.folder.glob("runs/*/checkpoints/step-*")))
+    slurm.run("scancel", "--signal=USR1", trained)
+
     # Before the limit: saved, into the queue again, and done in the end.
     slurm.await_job(limited, Restarts="1")
     (long / "work.json").write_text('{"units": 1, "seconds": 0, "minutes": 0}')
@@ -89,10 +103,14 @@ def test_jobs_end_as_their_codes_say(slurm: Slurm, tmp_path: Path) -> None:
         assert line in log
     assert slurm.job(ended)["JobState"] == "CANCELLED" and starts(cancelled) == 1
 
+    job = slurm.await_job(trained, JobState="COMPLETED")
+    assert (job["ExitCode"], job["Restarts"]) == ("0:0", "1")
+    assert (pipeline.folder / "models/best/model.safetensors").exists()
+
 
 def test_what_takes_its_node_gives_it_back(slurm: Slurm, tmp_path: Path) -> None:
     project = write_project(tmp_path / "project", units=200, seconds=0.05)
-    whole_node = "--cpus-per-task=4"
+    whole_node = "--cpus-per-task=8"
     number = slurm.submit(project, whole_node)
     await_units(project, 1)
 

@@ -2,8 +2,9 @@
 
 Its work is `work.json` in the current folder: `units` of it, each kept in runs/progress once it is done, `seconds` long
 on the clock, and `minutes` long in what `--stop-after` and $LIMIT_MINUTES (when the machine is taken away) mean.
-`wrong`: a parameter to mend. `stuck`: no unit is ever kept. `dies`: SIGKILL to itself after each unit. Three starts in
-a row without a unit end with 1. Every start is a line in runs/starts, every end with a code one in runs/codes.
+`code`: it ends with that at once. `stuck`: no unit is ever kept. `dies`: SIGKILL to itself after each unit. Three
+starts in a row without a unit, killed ones too, end with 1. Every start is a line in runs/starts, every end with a code
+one in runs/codes.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
         signal.signal(number, lambda number, _: told.append(number))
     note("starts", " ".join(sys.argv[1:]))
-    if work.get("wrong"):
-        return 2
+    if "code" in work:
+        return int(work["code"])
     if read("idle") >= STARTS_WITHOUT_PROGRESS:
         return 1  # those before were killed
     write("idle", read("idle") + 1)
