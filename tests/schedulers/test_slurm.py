@@ -44,7 +44,7 @@ def activate(folder: Path) -> None:
 
 
 def await_(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)

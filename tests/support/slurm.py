@@ -128,7 +128,7 @@ class Slurm:
         words = self.run("scontrol", "show", "job", "--oneliner", number).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def await_job(self, number: str, seconds: float = 80, **wanted: str) -> dict[str, str]:
+    def await_job(self, number: str, seconds: float = 180, **wanted: str) -> dict[str, str]:
         """The job, as soon as it is as it is `wanted`."""
         deadline = time.monotonic() + seconds
         while not wanted.items() <= (job := self.job(number)).items():
