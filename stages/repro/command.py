@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,12 +14,14 @@ from stages.ground.words import Exit
 from stages.keeping.folder import RunFolder
 from stages.keeping.identity import identify
 from stages.repro.healing import heal, require_names
-from stages.repro.progress import done
+from stages.repro.progress import begin, done, forget
 from stages.repro.supervisor import Ended, Supervisor
 
 # Starts in a row that add nothing to what is done, after which --until-done gives up.
 STARTS = 3
 PAUSE_SECONDS = 5.0
+# A start that was told to stop before could not have got anywhere.
+FAIR_SECONDS = 60.0
 GO_ON = "run the same command again"
 
 
@@ -32,6 +35,11 @@ def repro(arguments: Sequence[str], *, fresh: bool, stop_after: float | None, un
     """
     supervisor = Supervisor(stop_after)
     seen, idle = done() if until_done else set(), 0
+    began = time.monotonic()
+    if until_done and begin(seen) >= STARTS:
+        forget()  # whoever starts it now has been told
+        say(f"repro: given up: the last {STARTS} starts got nowhere, by whomever they were stopped or killed")
+        sys.exit(Exit.FAULT)
     while True:
         mend()
         if fresh:
@@ -41,6 +49,8 @@ def repro(arguments: Sequence[str], *, fresh: bool, stop_after: float | None, un
         if ended.code != Exit.AGAIN:
             break
         if not until_done or supervisor.told is not None:
+            if until_done and time.monotonic() - began < FAIR_SECONDS:
+                forget()
             if GO_ON not in ended.line:  # else the stage has said so
                 say(f"repro: {ended.line}; {GO_ON} to go on")
             break
@@ -54,6 +64,8 @@ def repro(arguments: Sequence[str], *, fresh: bool, stop_after: float | None, un
         supervisor.wait(PAUSE_SECONDS * idle)
     if ended.code == Exit.FAULT:
         say(f"repro: {ended.line}")
+    if until_done and ended.code != Exit.AGAIN:
+        forget()
     sys.exit(ended.code)
 
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 from pathlib import Path
 
-from stages.keeping.folder import list_runs
+from stages.ground import disk
+from stages.keeping.folder import list_runs, runs_root
+
+RECORD = ".starts.json"  # beside the runs, as what a scheduler starts again may find nothing else
 
 
 def done() -> set[str]:
@@ -18,3 +22,20 @@ def done() -> set[str]:
     with contextlib.suppress(OSError):
         found.add(hashlib.sha256(Path("dvc.lock").read_bytes()).hexdigest())
     return found
+
+
+def begin(seen: set[str]) -> int:
+    """Write down that a process begins, which has `seen` what is done; how many in a row before it began with just
+    that."""
+    state = hashlib.sha256("\n".join(sorted(seen)).encode()).hexdigest()
+    starts = 0
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # none yet, or not ours
+        before = json.loads((runs_root() / RECORD).read_text(encoding="utf-8"))
+        starts = int(before["starts"]) if before["done"] == state else 0
+    disk.write_text(runs_root() / RECORD, disk.dumps({"done": state, "starts": starts + 1}))
+    return starts
+
+
+def forget() -> None:
+    """The next start is the first of its row."""
+    (runs_root() / RECORD).unlink(missing_ok=True)

@@ -2,9 +2,9 @@
 
 Its work is `work.json` in the current folder: `units` of it, each kept in runs/progress once it is done, `seconds` long
 on the clock, and `minutes` long in what `--stop-after` and $LIMIT_MINUTES (when the machine is taken away) mean.
-`code`: it ends with that at once. `stuck`: no unit is ever kept. `dies`: SIGKILL to itself after each unit. Three
-starts in a row without a unit, killed ones too, end with 1. Every start is a line in runs/starts, every end with a code
-one in runs/codes.
+`code`: it ends with that at once. `stuck`: no unit is ever kept. `dies`: SIGKILL to itself after each unit. After
+three starts in a row without a unit, killed ones too, the next ends with 1. Every start is a line in runs/starts, every
+end with a code one in runs/codes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main() -> int:
     if "code" in work:
         return int(work["code"])
     if read("idle") >= STARTS_WITHOUT_PROGRESS:
-        return 1  # those before were killed
+        return 1
     write("idle", read("idle") + 1)
     stop_after = minutes(sys.argv[sys.argv.index("--stop-after") + 1]) if "--stop-after" in sys.argv else float("inf")
     limit = float(os.environ.get("LIMIT_MINUTES", "inf"))
@@ -40,7 +40,7 @@ def main() -> int:
         if told:
             time.sleep(work.get("save_seconds", 0))
         if told or since + work["minutes"] > stop_after:
-            return 1 if read("idle") >= STARTS_WITHOUT_PROGRESS else 75
+            return 75
         if since + work["minutes"] > limit:
             os.killpg(0, signal.SIGKILL)
         time.sleep(work["seconds"])
