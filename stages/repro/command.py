@@ -14,19 +14,19 @@ from stages.ground.words import Exit
 from stages.keeping.folder import RunFolder
 from stages.keeping.identity import identify
 from stages.repro.healing import heal, require_names
-from stages.repro.progress import begin, done, forget
+from stages.repro.progress import count_start, forget_starts
 from stages.repro.supervisor import Ended, Supervisor
 
 # Starts in a row that add nothing to what is done, after which --until-done gives up.
 STARTS = 3
 PAUSE_SECONDS = 5.0
-# A start that was told to stop before could not have got anywhere.
+# A start that was told to stop earlier could not have got anywhere.
 FAIR_SECONDS = 60.0
 GO_ON = "run the same command again"
 
 
 def repro(arguments: Sequence[str], *, fresh: bool, stop_after: float | None, until_done: bool) -> None:
-    """Run `dvc repro` with these `arguments`. Returns when all is done; else raises SystemExit.
+    """Run `dvc repro` with these `arguments`, and end with its exit code: raises SystemExit.
 
     Args:
         fresh: drop the matching runs' state first.
@@ -34,38 +34,34 @@ def repro(arguments: Sequence[str], *, fresh: bool, stop_after: float | None, un
         until_done: start again after an end that passes, unless this process was told to stop.
     """
     supervisor = Supervisor(stop_after)
-    seen, idle = done() if until_done else set(), 0
-    began = time.monotonic()
-    if until_done and begin(seen) >= STARTS:
-        forget()  # whoever starts it now has been told
-        say(f"repro: given up: the last {STARTS} starts got nowhere, by whomever they were stopped or killed")
-        sys.exit(Exit.FAULT)
+    ended = Ended(Exit.AGAIN, "whoever stopped or killed them")
     while True:
         mend()
         if fresh:
             drop_matching_runs()
             fresh = False
+        starts = count_start() if until_done else 1
+        if starts > STARTS:
+            ended = Ended(Exit.FAULT, f"given up: {STARTS} starts in a row got nowhere, the last for: {ended.line}")
+            break
+        begin = time.monotonic()
         ended = supervisor.run(arguments)
         if ended.code != Exit.AGAIN:
             break
         if not until_done or supervisor.told is not None:
-            if until_done and time.monotonic() - began < FAIR_SECONDS:
-                forget()
+            if until_done and time.monotonic() - begin < FAIR_SECONDS:
+                forget_starts()
             if GO_ON not in ended.line:  # else the stage has said so
                 say(f"repro: {ended.line}; {GO_ON} to go on")
-            break
-        now = done()
-        idle = 0 if now - seen else idle + 1
-        seen |= now
-        if idle == STARTS:
-            ended = Ended(Exit.FAULT, f"given up: {STARTS} starts in a row got nowhere, the last as {ended.line}")
-            break
+            sys.exit(ended.code)
         say(f"repro: {ended.line}; starting again")
-        supervisor.wait(PAUSE_SECONDS * idle)
+        supervisor.wait(PAUSE_SECONDS * (starts - 1))
+        if supervisor.told is not None:
+            sys.exit(Exit.AGAIN)
+    if until_done:
+        forget_starts()  # whoever starts it now has been told, or it is done
     if ended.code == Exit.FAULT:
         say(f"repro: {ended.line}")
-    if until_done and ended.code != Exit.AGAIN:
-        forget()
     sys.exit(ended.code)
 
 

@@ -1,4 +1,4 @@
-"""What is done: `--until-done` gives up where starts add nothing to it."""
+"""What is done: `--until-done` gives up where starts, also those of a scheduler, add nothing to it."""
 
 from __future__ import annotations
 
@@ -24,18 +24,17 @@ def done() -> set[str]:
     return found
 
 
-def begin(seen: set[str]) -> int:
-    """Write down that a process begins, which has `seen` what is done; how many in a row before it began with just
-    that."""
-    state = hashlib.sha256("\n".join(sorted(seen)).encode()).hexdigest()
+def count_start() -> int:
+    """Count a start, of whichever process: how many in a row, with this one, began with just what is done now."""
+    state = hashlib.sha256("\n".join(sorted(done())).encode()).hexdigest()
     starts = 0
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # none yet, or not ours
         before = json.loads((runs_root() / RECORD).read_text(encoding="utf-8"))
         starts = int(before["starts"]) if before["done"] == state else 0
     disk.write_text(runs_root() / RECORD, disk.dumps({"done": state, "starts": starts + 1}))
-    return starts
+    return starts + 1
 
 
-def forget() -> None:
+def forget_starts() -> None:
     """The next start is the first of its row."""
     (runs_root() / RECORD).unlink(missing_ok=True)

@@ -139,6 +139,20 @@ def test_only_a_second_ctrl_c_two_seconds_later_ends_a_step_that_hangs(pause: fl
     assert process.wait(timeout=10) == (75 if ends else 7)
 
 
+def test_start_that_hangs_ends_with_75_and_its_stacks_in_the_log(prepared: Callable[..., Checkout]) -> None:
+    own = {"callbacks": [{"class": "stages.custom.own:Hangs", "kwargs": {}}], "hang_seconds": 3}
+    checkout, reference = prepared({"train": own}), prepared({"train": own})
+    output = train(checkout, code=75, HANGS="yes")
+    assert "no step, atom or save for" in output.strip().splitlines()[-1]
+    (event,) = (event for event in checkout.log() if event["event"] == "hang")
+    assert "on_step_end" in event["stacks"]["MainThread"]
+    step = saved_steps(checkout)[-1]
+    train(checkout)
+    train(reference)
+    assert executed_steps(checkout) == [0, step]
+    assert checkout.digests(*TRAIN_OUTS) == reference.digests(*TRAIN_OUTS)
+
+
 def test_second_trainer_is_refused_with_the_pid_of_the_first(prepared: Callable[..., Checkout]) -> None:
     checkout = prepared(LONG)
     first = start_training(checkout)

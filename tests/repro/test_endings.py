@@ -316,7 +316,7 @@ def test_until_done_starts_again_while_starts_get_further(checkout: Checkout) ->
 def test_until_done_gives_up_with_the_reason_after_three_starts_that_get_nowhere(checkout: Checkout) -> None:
     output = do(quick(checkout), "raise TransientError('the peer is gone')").repro("--until-done", code=1)
     assert output.count("Running stage 'first'") == 3
-    assert last_line(output) == "repro: given up: 3 starts in a row got nowhere, the last as the peer is gone"
+    assert last_line(output) == "repro: given up: 3 starts in a row got nowhere, the last for: the peer is gone"
 
 
 def test_until_done_tries_what_is_to_be_mended_once(checkout: Checkout) -> None:

@@ -9,22 +9,25 @@ import pytest
 
 from stages.ground.words import Exit
 from stages.keeping.folder import runs_root
-from stages.repro import command
-from stages.repro.progress import RECORD, begin, forget
+from stages.repro import command, progress
+from stages.repro.progress import RECORD, count_start, forget_starts
 from stages.repro.supervisor import Ended
 from tests.support.project import Project
 
 
 def test_starts_are_counted_until_something_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOLDFAST_RUNS", str(tmp_path))
-    assert [begin({"a"}) for _ in range(3)] == [0, 1, 2]
-    assert [begin({"a", "b"}) for _ in range(2)] == [0, 1]
+    is_done = {"a"}
+    monkeypatch.setattr(progress, "done", lambda: is_done)
+    assert [count_start() for _ in range(3)] == [1, 2, 3]
+    is_done.add("b")
+    assert [count_start() for _ in range(2)] == [1, 2]
     for damaged in ("", "[]", "{}", '{"done": 1, "starts": []}'):
         (tmp_path / RECORD).write_text(damaged)
-        assert begin({"a"}) == 0
-    forget()
-    forget()
-    assert begin({"a"}) == 0
+        assert count_start() == 1
+    for _ in range(2):
+        forget_starts()
+    assert count_start() == 1
 
 
 @pytest.fixture
@@ -66,7 +69,7 @@ def test_the_fourth_start_gives_up(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert [start(told, 3600) for _ in range(5)] == [code, code, code, 1, code]
-    assert "given up: the last 3 starts got nowhere" in capsys.readouterr().err
+    assert "given up: 3 starts in a row got nowhere" in capsys.readouterr().err
 
 
 def test_who_is_told_to_stop_at_once_could_get_nowhere(start: Callable[[str | None, float], int | None]) -> None:

@@ -136,6 +136,14 @@ class Raises(Callback):
         raise LookupError("no such file")
 
 
+class Hangs(Callback):
+    """After step 7, where HANGS is set: nothing ends it but a signal."""
+
+    def on_step_end(self, state: Any) -> None:
+        if state.progress.step == 7 and "HANGS" in os.environ:
+            time.sleep(1000)
+
+
 class NoCallback:
     pass
 
