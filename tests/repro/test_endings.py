@@ -258,6 +258,13 @@ def test_process_that_a_stage_leaves_behind_is_ended(checkout: Checkout) -> None
     assert_none_is_left(processes)
 
 
+def test_thread_that_never_ends_does_not_keep_a_stage_that_failed(checkout: Checkout) -> None:
+    begin = time.monotonic()
+    do(checkout, "import threading; threading.Thread(target=time.sleep, args=[1000]).start(); raise UserError('no')")
+    assert "error: no" in checkout.repro(code=2)
+    assert time.monotonic() - begin < 15
+
+
 @pytest.mark.skipif(shutil.which("unshare") is None or os.geteuid() != 0, reason="needs unshare and root")
 def test_process_1_of_a_container_hands_signals_on(checkout: Checkout) -> None:
     do(checkout, WORKS)
