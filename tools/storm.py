@@ -30,6 +30,8 @@ VICTIMS = (
     (6, "group", signal.SIGKILL),
     (2, "dvc", signal.SIGKILL),
     (1, "stage", signal.SIGKILL),
+    (1, "repro", signal.SIGKILL),
+    (1, "repro", signal.SIGTERM),
     (1, "dvc", signal.SIGTERM),
     (1, "group", signal.SIGTERM),
     (1, "group", signal.SIGINT),
@@ -94,12 +96,13 @@ def strike(process: subprocess.Popen[bytes], victim: str, number: signal.Signals
     with contextlib.suppress(ProcessLookupError):
         if victim == "group":
             os.killpg(process.pid, number)
-        elif victim == "dvc":
-            os.kill(process.pid, number)
         else:
-            for child in children(process.pid):
-                os.kill(child, number)
-    # DVC alone passes no signal on; its stage is told by the parent's death and may still be saving: left to it.
+            pids = [process.pid]
+            for _ in range(("repro", "dvc", "stage").index(victim)):
+                pids = [child for pid in pids for child in children(pid)]
+            for pid in pids:
+                os.kill(pid, number)
+    # A stage whose DVC was killed is told by that, and may still be saving: left to it.
     try:
         process.wait(timeout=60)
     except subprocess.TimeoutExpired:
