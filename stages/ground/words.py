@@ -55,4 +55,8 @@ def withdraw_word() -> None:
 
 def read_words(folder: Path) -> list[Word]:
     """Of all processes that left one, in no order."""
-    return [Word(**json.loads(path.read_text(encoding="utf-8"))) for path in folder.glob("*.json")]
+    found = []
+    for path in folder.glob("*.json"):
+        with contextlib.suppress(FileNotFoundError):  # withdrawn between the two
+            found.append(Word(**json.loads(path.read_text(encoding="utf-8"))))
+    return found
