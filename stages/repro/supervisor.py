@@ -85,7 +85,7 @@ class Supervisor:
         while True:
             self._look_at_the_clock()
             code = _reap().get(dvc, code)
-            working = _at_work(words)
+            working = set() if self.told is None and code is None else _at_work(words)
             if code is None or working:
                 last = time.monotonic()
             elif not _has_children():
