@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from stages.config.pipeline import load_stage, require_folders
 from stages.config.schema import Params
-from stages.ground.errors import Interrupted, UserError, say
+from stages.ground.errors import Interrupted, TransientError, UserError, say
 from stages.ground.places import CANDIDATES, METRICS
 from stages.ground.running import run_stage
 from stages.ground.signals import StopRequest, die_with_parent, ignore_stop_signals
@@ -74,7 +74,7 @@ def lead() -> None:
     for later in map(load_stage, ("evaluate", "select_best")):  # they run the same models, losses and metrics
         require_code(later, find_code(later))
     run = RunFolder.of(identity)
-    if params.train.init_from_run is not None and not run.checkpoints.steps():
+    if params.train.init_from_run and not params.train.stop_step and not run.checkpoints.steps():
         find_source(params.train.init_from_run)
     is_new = run.enter(identity)
 
@@ -106,7 +106,7 @@ def lead() -> None:
     try:
         result.publish(candidates, CANDIDATES, RECORD)
     except DamagedError as error:
-        raise UserError(f"nothing is published: {error}; run the same command again, which mends it") from None
+        raise TransientError(f"nothing is published: {error}; run the same command again, which mends it") from None
     run.checkpoints.remove_but(set(run.checkpoints.steps()[:1]))  # what train.init_from_run can start from
     best, step = result.record["best_step"], result.record["steps"]
     say(f"run {run.id}: published {len(result.candidates)} candidates, best at step {best}")

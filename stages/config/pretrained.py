@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from stages.config.schema import FACTORY
-from stages.ground.errors import UserError, quote, reason
+from stages.ground.errors import TransientError, UserError, is_unreachable, quote, reason
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 PACKAGE = "package:"
@@ -147,7 +147,8 @@ def _hub_folder(source: str, revision: str | None, named_by: str) -> Path:
         return Path(snapshot_download(source, revision=revision, allow_patterns=wanted))
     except (OSError, ValueError) as error:
         where = f" at revision {revision}" if revision else ""
-        raise UserError(
+        kind = TransientError if is_unreachable(error) else UserError
+        raise kind(
             f"{named_by} {quote(source)}{where} could not be fetched from the Hub "
             f"({type(error).__name__}: {reason(error)}); offline, name a local folder or package:NAME/PATH"
         ) from None

@@ -25,7 +25,7 @@ from stages.data.splits import PLAIN, SPLIT_OF, find_files
 from stages.data.tables import batch_rows, batches, map_tables
 from stages.data.typed import as_typed, class_names_of, kind_of, nulls
 from stages.ground.disk import sha256_file
-from stages.ground.errors import UserError, quote
+from stages.ground.errors import TransientError, UserError, is_unreachable, quote
 
 
 @dataclass(frozen=True)
@@ -249,7 +249,8 @@ def _load_hub(data: DataParams, keeper: Keeper) -> Source:
     try:
         loaded = datasets.load_dataset(data.dataset, data.config, revision=data.revision)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(f"Hub dataset {quote(name)}: {_hub_reason(error)}") from None
+        kind = TransientError if is_unreachable(error) else UserError
+        raise kind(f"Hub dataset {quote(name)}: {_hub_reason(error)}") from None
     if "train" not in loaded:
         raise UserError(f"Hub dataset {quote(name)}: no train split; it has {listing([str(key) for key in loaded])}")
     columns = choose(data, loaded["train"].column_names, f"Hub dataset {quote(name)}, split train")

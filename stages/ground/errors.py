@@ -106,6 +106,24 @@ def say(line: str) -> None:
     print(one_line(line), file=sys.stderr, flush=True)
 
 
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """`error` and what it came from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def is_unreachable(error: BaseException) -> bool:
+    """Whether it came from a network or a server that does not answer now: what it says is no answer."""
+    causes = list(chain(error))
+    kinds = {kind.__name__ for cause in causes for kind in type(cause).__mro__}
+    statuses = [getattr(getattr(cause, "response", None), "status_code", None) for cause in causes]
+    answered = next((status for status in statuses if isinstance(status, int)), None)
+    if answered is not None:
+        return answered == 429 or answered >= 500
+    return bool(kinds & {"TransportError", "ConnectionError", "TimeoutError"}) and "OfflineModeIsEnabled" not in kinds
+
+
 def disk_error(error: BaseException) -> UserError | None:
     """What a disk refused, and where, if that is what `error` says, in whichever library's words; else None."""
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:

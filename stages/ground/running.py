@@ -12,7 +12,7 @@ from collections.abc import Callable
 from types import FrameType
 
 from stages.ground.errors import Interrupted, UserError, describe, disk_error, reason, say
-from stages.ground.signals import STOP_SIGNALS
+from stages.ground.signals import on_stop_signals
 from stages.ground.words import Exit, leave_word
 
 # What is left of it then (a thread that hangs, a process that is waited for) is not waited for any longer.
@@ -27,8 +27,7 @@ def run_stage(main: Callable[[], None], *, collect_rarely: bool = False) -> None
         collect_rarely: for a stage that trains nothing: imports make objects by the million, all of which stay, and
             the collector of garbage takes a sixth of its start to look through them again and again.
     """
-    for number in STOP_SIGNALS:
-        signal.signal(number, _stop)
+    on_stop_signals(_stop)
     leave_word()
     if collect_rarely:
         gc.set_threshold(100_000, 50, 100)

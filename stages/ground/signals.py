@@ -27,6 +27,31 @@ PARENT_PID = "HOLDFAST_PARENT_PID"
 RWLOCK = Path(".dvc/tmp/rwlock")
 
 
+Handler = Callable[[int, FrameType | None], None] | signal.Handlers
+
+
+def on_stop_signals(handler: Handler) -> None:
+    """Let `handler` have the stop signals; but not SIGHUP under `nohup`."""
+    for number in STOP_SIGNALS:
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
+class SecondCtrlC:
+    """Tells a second SIGINT, at least two seconds after the first, from its repeats."""
+
+    def __init__(self) -> None:
+        self._first: float | None = None
+
+    def is_it(self, number: int) -> bool:
+        if number != signal.SIGINT:
+            return False
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now
+        return now - self._first >= SECOND_CTRL_C_SECONDS
+
+
 class StopRequest:
     """Remembers the first stop signal; the loop looks at `signal` at its step boundaries.
 
@@ -38,19 +63,17 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         self.on_request: Callable[[], None] = lambda: None
-        self._since = 0.0
+        self._ctrl_c = SecondCtrlC()
 
     def install(self) -> None:
-        for number in STOP_SIGNALS:
-            signal.signal(number, self._handle)
+        on_stop_signals(self._handle)
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
         """In here a signal ends the process at once: for waits that Python cannot leave, while there is nothing to
         save. Ends it as well if there was one before."""
         self.leave_if_asked()
-        for number in STOP_SIGNALS:
-            signal.signal(number, signal.SIG_DFL)
+        on_stop_signals(signal.SIG_DFL)
         yield
         self.install()
 
@@ -63,10 +86,11 @@ class StopRequest:
             os._exit(Exit.AGAIN)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        at_once = self._ctrl_c.is_it(number)
         if self.signal is None:
-            self.signal, self._since = signal.Signals(number), time.monotonic()
+            self.signal = signal.Signals(number)
             self.on_request()
-        elif number == signal.SIGINT and time.monotonic() - self._since >= SECOND_CTRL_C_SECONDS:
+        elif at_once:
             os.write(2, b"\nended at once; run the same command again: it continues from the last checkpoint\n")
             os._exit(Exit.AGAIN)
 

@@ -14,6 +14,7 @@ from stages.ground.errors import say
 from stages.ground.words import Exit, leave_word
 
 TICK_SECONDS = 1.0
+EXIT_SECONDS = 5.0
 # What is slow by nature (an atom of a slow metric, a save to a slow disk) may take this much longer than it ever did.
 SLOWEST_FACTOR = 3.0
 _signs = 0
@@ -52,6 +53,10 @@ def watch(seconds: float, log: Callable[..., None]) -> Iterator[None]:
 
 
 def _end(quiet: float, log: Callable[..., None]) -> None:
+    # What hangs may be the disk, or whoever reads what is said here.
+    timer = threading.Timer(EXIT_SECONDS, os._exit, [int(Exit.AGAIN)])
+    timer.daemon = True
+    timer.start()
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     stacks = {
         names.get(ident, str(ident)): "".join(traceback.format_stack(frame))
@@ -59,9 +64,9 @@ def _end(quiet: float, log: Callable[..., None]) -> None:
     }
     line = (
         f"no step, atom or save for {quiet:.0f} s (train.hang_seconds): ended; the stacks of all threads are in the "
-        "run's log.jsonl; run the same command again to go on from the last checkpoint"
+        "run's log.jsonl; run the same command again to go on, with more hang_seconds if something does take so long"
     )
-    log("hang", seconds=round(quiet), stacks=stacks)
     leave_word(Exit.AGAIN, line)
+    log("hang", seconds=round(quiet), stacks=stacks)
     say(line)
     os._exit(Exit.AGAIN)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from stages.ground import disk
-from stages.ground.errors import NO_ROOM, full
+from stages.ground.errors import NO_ROOM, PASSING, full
 from stages.ground.places import step_name, steps_in
 from stages.keeping.sealed import FileRecord, SaveError, manifest_hash, seal, verify
 
@@ -159,7 +159,7 @@ class DiskStore:
                 f"{key.kind} {key.name} could not be written to {folder}: {full(place) if no_room else error}; it "
                 f"needs {self._sizes[key]} bytes, {shutil.disk_usage(place).free} are free; what was kept before "
                 "stays: make room, or move the runs with HOLDFAST_RUNS, and run the same command again",
-                passes=no_room,
+                passes=no_room or getattr(error, "errno", None) in PASSING,
             ) from error
 
 

@@ -14,12 +14,12 @@ from stages.ground.words import Exit
 from stages.keeping.folder import RunFolder
 from stages.keeping.identity import identify
 from stages.repro.healing import heal, require_names
-from stages.repro.progress import count_start, forget_starts
+from stages.repro.progress import count_start, forget_starts, uncount_start
 from stages.repro.supervisor import Ended, Supervisor
 
 # Starts in a row that add nothing to what is done, after which --until-done gives up.
 STARTS = 3
-PAUSE_SECONDS = 5.0
+PAUSE_SECONDS = 30.0
 # A start that was told to stop earlier could not have got anywhere.
 FAIR_SECONDS = 60.0
 GO_ON = "run the same command again"
@@ -33,6 +33,8 @@ def repro(arguments: Sequence[str], *, fresh: bool, stop_after: float | None, un
         stop_after: seconds after which it is to stop; None: never.
         until_done: start again after an end that passes, unless this process was told to stop.
     """
+    if {"-q", "--quiet"} & set(arguments):
+        raise UserError("-q keeps DVC from saying what fails, which decides the exit code; redirect its output")
     supervisor = Supervisor(stop_after)
     ended = Ended(Exit.AGAIN, "whoever stopped or killed them")
     while True:
@@ -50,7 +52,7 @@ def repro(arguments: Sequence[str], *, fresh: bool, stop_after: float | None, un
             break
         if not until_done or supervisor.told is not None:
             if until_done and time.monotonic() - begin < FAIR_SECONDS:
-                forget_starts()
+                uncount_start()
             if GO_ON not in ended.line:  # else the stage has said so
                 say(f"repro: {ended.line}; {GO_ON} to go on")
             sys.exit(ended.code)

@@ -9,9 +9,8 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
 
-from stages.ground.errors import disk_error, reason
+from stages.ground.errors import chain, disk_error, reason
 from stages.ground.signals import PARENT_PID, die_with_parent
 from stages.ground.words import Exit, leave_word
 
@@ -104,15 +103,12 @@ def of_command(failed: str) -> Exit:
     code = int(status[1]) if status else 1
     if code in (126, 127):  # a shell's: it cannot be run
         return Exit.MEND
-    own = "-m stages." in failed  # which leaves a word unless it is killed
-    return Exit.AGAIN if own or not 0 < code < 128 else Exit.MEND
-
-
-def chain(error: BaseException | None) -> Iterator[BaseException]:
-    """`error` and what it came from."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
+    if not 0 < code < 128 or code == Exit.AGAIN:  # a signal's
+        return Exit.AGAIN
+    if "-m stages." not in failed or code == Exit.MEND:
+        return Exit.MEND
+    # Of torchrun 1 says that a process ended, in whichever way; of another stage, that Python could not begin it.
+    return Exit.AGAIN if "-m stages.launch" in failed else Exit.FAULT
 
 
 if __name__ == "__main__":

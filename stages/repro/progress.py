@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from stages.ground import disk
 from stages.keeping.folder import list_runs, runs_root
@@ -27,14 +28,29 @@ def done() -> set[str]:
 def count_start() -> int:
     """Count a start, of whichever process: how many in a row, with this one, began with just what is done now."""
     state = hashlib.sha256("\n".join(sorted(done())).encode()).hexdigest()
-    starts = 0
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # none yet, or not ours
-        before = json.loads((runs_root() / RECORD).read_text(encoding="utf-8"))
-        starts = int(before["starts"]) if before["done"] == state else 0
-    disk.write_text(runs_root() / RECORD, disk.dumps({"done": state, "starts": starts + 1}))
-    return starts + 1
+    before = _read()
+    starts = 1 + (before["starts"] if before["done"] == state else 0)
+    _write({"done": state, "starts": starts})
+    return starts
+
+
+def uncount_start() -> None:
+    """The last start counts for nothing."""
+    before = _read()
+    _write(before | {"starts": before["starts"] - 1})
 
 
 def forget_starts() -> None:
     """The next start is the first of its row."""
     (runs_root() / RECORD).unlink(missing_ok=True)
+
+
+def _read() -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # none yet, or not ours
+        values = json.loads((runs_root() / RECORD).read_text(encoding="utf-8"))
+        return {"done": values["done"], "starts": int(values["starts"])}
+    return {"done": None, "starts": 1}
+
+
+def _write(values: dict[str, Any]) -> None:
+    disk.write_text(runs_root() / RECORD, disk.dumps(values))

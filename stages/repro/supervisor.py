@@ -16,7 +16,8 @@ from types import FrameType
 
 import psutil
 
-from stages.ground.signals import PARENT_PID, SECOND_CTRL_C_SECONDS, STOP_SIGNALS
+from stages.ground.places import repository
+from stages.ground.signals import PARENT_PID, SecondCtrlC, on_stop_signals
 from stages.ground.words import FOLDER, Exit, Word, read_words
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -43,25 +44,21 @@ class Supervisor:
     def __init__(self, stop_after: float | None = None) -> None:
         self.told: str | None = None  # by what this process was told to stop
         self._deadline = None if stop_after is None else time.monotonic() + stop_after
-        self._first = 0.0
         self._at_once = False
+        self._ctrl_c = SecondCtrlC()
         self._signals: list[int] = []
-        for number in STOP_SIGNALS:
-            signal.signal(number, self._note)
+        on_stop_signals(self._note)
         if sys.platform == "linux":  # what loses its parent becomes a child of this process, and is waited for
             ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if self.told is None:
-            self.told, self._first = signal.Signals(number).name, now
-        elif number == signal.SIGINT and now - self._first >= SECOND_CTRL_C_SECONDS:
-            self._at_once = True
+        self._at_once = self._ctrl_c.is_it(number) or self._at_once
+        self.told = self.told or signal.Signals(number).name
         self._signals.append(number)
 
     def _look_at_the_clock(self) -> None:
         if self.told is None and self._deadline is not None and time.monotonic() >= self._deadline:
-            self.told, self._first = "--stop-after", time.monotonic()
+            self.told = "--stop-after"
             self._signals.append(signal.SIGTERM)
 
     def wait(self, seconds: float) -> None:
@@ -73,8 +70,13 @@ class Supervisor:
 
     def run(self, arguments: Sequence[str]) -> Ended:
         """Run `dvc repro` with these `arguments` until nothing of it is left, in no process."""
-        with tempfile.TemporaryDirectory(prefix="holdfast-") as place:
-            words = Path(place)
+        if self.told is not None:
+            return Ended(Exit.AGAIN, f"stopped by {self.told}")
+        root = repository()  # where nobody cleans up while it runs
+        if root is not None:
+            (root / ".dvc/tmp").mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="repro-", dir=root and root / ".dvc/tmp") as place:
+            words = Path(place).absolute()
             dvc = _start_dvc(arguments, words)
             return judge(self._attend(dvc, words), read_words(words), dvc, self.told)
 
@@ -84,19 +86,20 @@ class Supervisor:
         handed: dict[int, int] = {}
         while True:
             self._look_at_the_clock()
-            code = _reap().get(dvc, code)
+            codes, is_any_left = _reap()
+            code = codes.get(dvc, code)
             working = set() if self.told is None and code is None else _at_work(words)
             if code is None or working:
                 last = time.monotonic()
-            elif not _has_children():
+            elif not is_any_left:
                 return code
             if self._at_once:
                 _end_all(psutil.Process.kill)
-            elif self.told is not None and working:
-                self._hand_on(working, handed)
-            elif self.told is not None and code is None and time.monotonic() - asked > 1:
-                os.kill(dvc, signal.SIGINT)  # between two stages; while one runs, DVC does not hear it
-                asked = time.monotonic()
+            elif self.told is not None and (working or code is None):
+                self._hand_on(working or _without_word(dvc), handed)
+                if not working and time.monotonic() - asked > 1:
+                    os.kill(dvc, signal.SIGINT)  # between two stages; while one runs, DVC does not hear it
+                    asked = time.monotonic()
             if time.monotonic() - last > ASK_SECONDS:
                 _end_all(psutil.Process.kill if time.monotonic() - last > KILL_SECONDS else psutil.Process.terminate)
             time.sleep(TURN_SECONDS)
@@ -126,27 +129,41 @@ def _start_dvc(arguments: Sequence[str], words: Path) -> int:
     )
 
 
-def _reap() -> dict[int, int]:
-    """The exit codes, by pid, of those children that have ended."""
+def _reap() -> tuple[dict[int, int], bool]:
+    """The exit codes, by pid, of those children that have ended, and whether there are others: orphans are among
+    them."""
     codes = {}
-    with contextlib.suppress(ChildProcessError):
+    try:
         while (ended := os.waitpid(-1, os.WNOHANG))[0]:
             codes[ended[0]] = os.waitstatus_to_exitcode(ended[1])
-    return codes
-
-
-def _has_children() -> bool:
-    """Whether there is a process left below this one: orphans are its children."""
-    try:
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
-        return False
-    return True
+        return codes, False
+    return codes, True
 
 
 def _at_work(words: Path) -> set[int]:
     """The processes of stages that have begun and not ended."""
-    return {word.pid for word in read_words(words) if word.code is None and psutil.pid_exists(word.pid)}
+    begun = {word.pid for word in read_words(words) if word.code is None}
+    if sys.platform == "linux":  # elsewhere orphans are not below this one
+        return begun & {process.pid for process in psutil.Process().children(recursive=True) if _lives(process)}
+    return {pid for pid in begun if psutil.pid_exists(pid)}
+
+
+def _lives(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
+def _without_word(dvc: int) -> set[int]:
+    """The processes of a stage that leaves none, which is a program of the user's; those at the ends of the tree."""
+    found = set()
+    with contextlib.suppress(psutil.Error):
+        for process in psutil.Process(dvc).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if "DVC_STAGE" in process.environ() and not process.children():
+                    found.add(process.pid)
+    return found
 
 
 def _end_all(end: Callable[[psutil.Process], None]) -> None:
@@ -165,7 +182,8 @@ def judge(code: int, words: Sequence[Word], dvc: int, told: str | None) -> Ended
     """
     if code == 0:
         return Ended(Exit.DONE, "")
-    failed = sorted((word for word in words if word.code != 0), key=lambda word: word.pid == dvc)  # DVC's comes last
+    of_stages = [word for word in words if word.code != 0 and word.pid != dvc]
+    failed = of_stages or [word for word in words if word.pid == dvc]  # DVC knows less of what a stage failed with
     ended = [word for word in failed if word.code is not None]
     for word in ended:
         if word.code == Exit.MEND:
@@ -173,15 +191,13 @@ def judge(code: int, words: Sequence[Word], dvc: int, told: str | None) -> Ended
     for word in ended:
         if word.code != Exit.AGAIN:
             return Ended(Exit.FAULT, word.line or f"{word.stage} ended with {word.code}")
-    for word in ended:
-        if word.pid != dvc:
-            return Ended(Exit.AGAIN, word.line)
+    line = next((word.line for word in ended if word.pid != dvc and word.line), None)
+    if line is not None:
+        return Ended(Exit.AGAIN, line)
     if told is not None:
         return Ended(Exit.AGAIN, f"stopped by {told}")
     for word in failed:
-        if word.pid != dvc:
-            return Ended(Exit.AGAIN, f"{word.stage} ended without a word: it was killed, or memory ran out")
-        return Ended(Exit.AGAIN, word.line)
+        return Ended(Exit.AGAIN, word.line or f"{word.stage} ended without a word: it was killed, or memory ran out")
     if code < 0:
         return Ended(Exit.AGAIN, f"DVC was ended by {signal.Signals(-code).name}")
     return Ended(Exit.FAULT, f"DVC ended with {code}")

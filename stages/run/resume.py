@@ -121,6 +121,8 @@ class Resumer:
                         self.candidates.take_over(candidate, Candidates(other.candidates, self.params))
                     state = build()
                     state.load_state_dict(saved)
+                except torch.OutOfMemoryError:
+                    raise  # no fault of what is loaded
                 except (DamagedError, *MISFITS) as error:
                     self.say(f"checkpoint of step {step} of run {other.id} is of no use: {reason(error)}")
                     continue

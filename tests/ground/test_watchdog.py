@@ -58,6 +58,15 @@ def test_process_that_hangs_ends_with_75_and_its_stacks_in_the_log(tmp_path: Pat
     assert "waits_for_ever" in logged["stacks"]["MainThread"]
 
 
+def test_process_that_hangs_where_nobody_reads_what_it_says_ends_too(tmp_path: Path) -> None:
+    script = SCRIPT.replace("        time.sleep(0.1)", "        sys.stderr.write('x' * 10000)")
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "log"), "0", "hangs"],
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.wait(30) == 75
+
+
 def test_process_that_is_slow_but_works_goes_on(tmp_path: Path) -> None:
     process = run(tmp_path / "log", 8, "ends")
     assert process.communicate(timeout=20)[0] == "done\n"

@@ -98,6 +98,11 @@ def test_code_says_whether_to_run_again_or_to_mend(checkout: Checkout, text: str
     assert ("Traceback" in output) == ("LookupError" in text)
 
 
+def test_stage_that_cannot_begin_is_a_fault_and_not_tried_again(checkout: Checkout) -> None:
+    (do(checkout, "").folder / "stages/tokenize.py").write_text("import nothing_of_that_name")
+    assert "repro: failed to run: exec python -m stages.tokenize, exited with 1" in checkout.repro(code=1)
+
+
 @pytest.mark.parametrize(
     ("dvc_yaml", "arguments", "code"),
     [
@@ -111,6 +116,8 @@ def test_code_says_whether_to_run_again_or_to_mend(checkout: Checkout, text: str
         ("stages: {first: {cmd: no-such-program}}", (), 2),
         ("stages: {first: {cmd: exit 3}}", (), 2),
         ("stages: {first: {cmd: kill -9 $$}}", (), 75),
+        ("stages: {first: {cmd: exec python -Q -m stages.tokenize}}", (), 2),
+        (DVC_YAML, ("-q",), 2),
         (DVC_YAML, ("--no-such-argument",), 2),
         (DVC_YAML, ("no-such-stage",), 2),
     ],
@@ -147,6 +154,7 @@ def test_dvc_that_is_busy_is_to_be_tried_again(checkout: Checkout) -> None:
         ([Word(1, "tokenize", 0), Word(2, "train", 1), Word(9, None, 75, "failed to run")], 1),
         ([Word(1, "tokenize", 0), Word(9, None, 2, "dvc.yaml is invalid")], 2),
         ([Word(1, "tokenize", 0)], 1),
+        ([Word(1, "train", None), Word(9, None, 2, "failed to run")], 75),
     ],
 )
 def test_of_several_processes_the_one_that_knows_more_is_heard(words: list[Word], code: int) -> None:
@@ -250,6 +258,24 @@ def test_signal_between_two_stages_ends_it_before_the_next_does_anything(checkou
     assert not (checkout.folder / "reached").exists()
 
 
+def test_program_of_the_user_s_is_told_too(checkout: Checkout) -> None:
+    (checkout.folder / "dvc.yaml").write_text("stages: {first: {cmd: touch ready && sleep 60 && true}}")
+    process = start(checkout)
+    process.terminate()
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == 75, output
+
+
+def test_nohup_keeps_hanging_up_from_ending_it(checkout: Checkout) -> None:
+    do(checkout, "Path('ready').touch(); time.sleep(2); Path('a.txt').touch()")
+    process = checkout.start("nohup", sys.executable, "-m", "stages", "repro")
+    while not (checkout.folder / "ready").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGHUP)
+    assert process.wait(20) == 0
+
+
 def test_process_that_a_stage_leaves_behind_is_ended(checkout: Checkout) -> None:
     do(checkout, "subprocess.Popen(['sleep', '1000'], start_new_session=True); Path('a.txt').touch()")
     process = start(do(checkout, (checkout.folder / "do.py").read_text() + "; Path('ready').touch(); time.sleep(1)"))
@@ -310,7 +336,7 @@ Path("a.txt").touch()
 
 def quick(checkout: Checkout) -> Checkout:
     path = checkout.folder / "stages/repro/command.py"
-    path.write_text(path.read_text().replace("PAUSE_SECONDS = 5.0", "PAUSE_SECONDS = 0.1"))
+    path.write_text(path.read_text().replace("PAUSE_SECONDS = 30.0", "PAUSE_SECONDS = 0.1"))
     return checkout
 
 
