@@ -93,11 +93,11 @@ def _package(path: Path) -> Path:
 
 def is_below_a_dep(stage: Stage, path: Path) -> bool:
     """Whether DVC sees a change of `path`: as it is written, as a link below a dep is content of it, or resolved."""
-    path = path.expanduser()
-    return any(
-        absolute(path).is_relative_to(absolute(dep)) or path.resolve().is_relative_to(Path(dep).resolve())
-        for dep in stage.deps
-    )
+    path = absolute(path.expanduser())
+    if any(path.is_relative_to(absolute(dep)) for dep in stage.deps):
+        return True
+    path = path.resolve()
+    return any(path.is_relative_to(Path(dep).resolve()) for dep in stage.deps)
 
 
 def require_dep(stage: Stage, path: Path, named_by: str) -> None:

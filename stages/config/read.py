@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import os
 import re
 import shutil
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -102,14 +104,12 @@ def read_yaml(path: str | Path) -> Any:
         UserError: if it is missing, not UTF-8, no YAML, or larger, once its aliases are followed, than any file that a
             person writes; with the line.
     """
-    from ruamel.yaml import YAML, YAMLError
+    from ruamel.yaml import YAMLError
 
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file; run from the folder that holds it")
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        _bound(path, YAML(typ="safe").parse(text))
-        return YAML(typ="safe").load(text)
+        return copy.deepcopy(_parse(str(path), Path(path).read_text(encoding="utf-8")))
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
     except YAMLError as error:
@@ -118,6 +118,15 @@ def read_yaml(path: str | Path) -> Any:
         raise UserError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
     except ValueError as error:  # a tag or a date that its text does not keep to
         raise UserError(f"{path}: not valid YAML: {error}") from None
+
+
+@lru_cache(maxsize=8)
+def _parse(path: str, text: str) -> Any:
+    """What `read_yaml` reads. A stage asks for the same two files again and again, each time as they are then."""
+    from ruamel.yaml import YAML
+
+    _bound(path, YAML(typ="safe").parse(text))
+    return YAML(typ="safe").load(text)
 
 
 def _bound(path: str | Path, events: Iterable[Any]) -> None:

@@ -175,6 +175,7 @@ def _follow(begin: Sequence[tuple[Path, str]]) -> tuple[dict[Path, str], set[str
     """All files that these import, with a name for each, and the names in their code."""
     todo, read = list(begin), set[str]()
     names: dict[Path, str] = {}
+    asked = set[tuple[str, str, str | None]]()  # most files import what others do
     for path, name in todo:  # grows while it is walked
         if path in names:
             continue
@@ -187,12 +188,14 @@ def _follow(begin: Sequence[tuple[Path, str]]) -> tuple[dict[Path, str], set[str
             if "__file__" in source.names and source.names & READS_FILES:
                 read |= READS_SOURCE
         for level, imported in source.imports:
-            if not level:
-                todo += _walk(imported, "", None)
-            elif imported and level <= len(path.parents):
-                parts = name.split(".")
-                package = parts[: len(parts) - level + (path.name == "__init__.py")]
-                todo += _walk(imported, ".".join(package), [str(path.parents[level - 1])])
+            if level > len(path.parents) or (level and not imported):
+                continue
+            parts = name.split(".")
+            package = ".".join(parts[: len(parts) - level + (path.name == "__init__.py")]) if level else ""
+            folder = str(path.parents[level - 1]) if level else None
+            if (imported, package, folder) not in asked:
+                asked.add((imported, package, folder))
+                todo += _walk(imported, package, None if folder is None else [folder])
     return names, read
 
 
