@@ -53,7 +53,7 @@ def run(checkout: Checkout, stage: str, env: dict[str, str], seconds: float | No
     """Start `stage`, and after `seconds` kill it with all its processes; whether it ended by itself, and how long it
     ran."""
     begin = time.monotonic()
-    process = checkout.start(sys.executable, "-m", f"stages.{stage}", **env)
+    process = checkout.start(sys.executable, "-m", f"stages.{stage}", real=True, **env)
     try:
         output, _ = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:

@@ -71,7 +71,7 @@ def test_predictions_of_another_environment_are_made_again_and_said(prepared: Ca
     point = second_atom("validation.step-00000011")
     script = f"from tests.support.faults import install; install({point!r}); from stages.train import main; main()"
     environment = {"SECONDS": SECONDS, "PYTHONPATH": f".:{ROOT}", "ATEN_CPU_CAPABILITY": "default"}
-    killed.run(sys.executable, "-c", script, code=-signal.SIGKILL, **environment)
+    killed.run(sys.executable, "-c", script, code=-signal.SIGKILL, real=True, **environment)
     output = train(killed)
     assert "warning: the environment changed (device: cpu (DEFAULT) -> " in output
     assert "validation.step-00000011: 1 pieces were computed in another environment" in output

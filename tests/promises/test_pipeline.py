@@ -22,7 +22,7 @@ from tests.support.train_stage import run_stage
 def done(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Checkout:
     """A checkout in which the whole pipeline ran once, with everything committed."""
     checkout = Checkout(tmp_path_factory.mktemp("done") / "repo", tiny_model, {})
-    checkout.repro()
+    checkout.repro(real=True)
     checkout.commit("first run")
     return checkout
 

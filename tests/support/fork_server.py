@@ -1,10 +1,11 @@
 """Runs stages many times without paying for their imports each time.
 
-`python -m tests.support.fork_server` imports all that the stages import, and forgets the stages themselves. It then
-forks a process for every JSON line on standard input: {"folder", "module", "point" (of faults.py, or null), "output" (a
-file), "answers" (a fifo), "env"}, and answers with the pid, and at its end with the exit status, negative for a signal.
-Every run is a process of its own in a session of its own, with the checkout's own code, real files and real SIGKILL;
-what a start of the interpreter adds is tested by the runs that do not come from here.
+`python -m tests.support.fork_server` imports all that the stages and DVC import, and forgets the stages themselves. It
+then forks a process for every JSON line on standard input: {"folder", "arguments" (of `python -m`), "point" (of
+faults.py, or null), "output" (a file), "answers" (a fifo), "env"}, and answers with the pid, and at its end with the
+exit status, negative for a signal. Every run is a process of its own in a session of its own, with the checkout's own
+code, real files and real SIGKILL, and so is what it starts (interpreter.py); what a start of the interpreter adds is
+tested by the runs that do not come from here.
 """
 
 from __future__ import annotations
@@ -16,25 +17,38 @@ import importlib
 import itertools
 import json
 import os
-import runpy
 import select
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from tests.support import faults
+from tests.support import faults, interpreter
 
 ROOT = Path(__file__).resolve().parents[2]
 # Beside the top-level imports of the stages: what they import as they go, and takes longest.
-LAZY = ("evaluate", "transformers.models.bert.modeling_bert", "transformers.models.bert.tokenization_bert")
+LAZY = (
+    "evaluate",
+    "transformers.models.bert.modeling_bert",
+    "transformers.models.bert.tokenization_bert",
+    "scipy.io",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.style",
+    "networkx",
+    "rich.table",
+    "scmrepo.git",
+    "dvc.cli.parser",
+    "dvc.repo.open_repo",
+)
 
 
 def serve() -> None:
     """Answer requests until standard input ends."""
     import_what_stages_import()
+    interpreter.install()
     gc.collect()
     gc.freeze()  # else every run looks through all of it again, and has a copy of the memory afterwards
     for line in sys.stdin:
@@ -46,6 +60,8 @@ def serve() -> None:
 
 
 def import_what_stages_import() -> None:
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
     from stages.config.pipeline import load_stage
     from stages.config.read import read_yaml
     from stages.keeping.code import find_code
@@ -55,8 +71,7 @@ def import_what_stages_import() -> None:
             importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
     for name in LAZY:
         importlib.import_module(name)
-    for name in [name for name in sys.modules if name.partition(".")[0] == "stages"]:
-        del sys.modules[name]
+    get_checkpoint_conversion_mapping("bert")  # a thousand patterns, compiled once
 
 
 def watch(request: dict[str, Any]) -> None:
@@ -74,30 +89,15 @@ def watch(request: dict[str, Any]) -> None:
         os._exit(code)
 
 
-def run(request: dict[str, Any]) -> None:
-    """Become the stage, as `python -m` does in the checkout."""
-    code = 1
-    try:
-        os.setsid()
-        os.chdir(request["folder"])
-        os.environ.update(request["env"])
-        sys.path[0] = request["folder"]
-        importlib.invalidate_caches()
-        output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        for target, source in ((0, os.open(os.devnull, os.O_RDONLY)), (1, output), (2, output)):
-            os.dup2(source, target)
-        if request["point"]:
-            faults.install(request["point"])
-        runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
-        code = 0
-    except SystemExit as ending:
-        code = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+def run(request: dict[str, Any]) -> NoReturn:
+    """Become what is asked for, in a session of its own."""
+    os.setsid()
+    output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for target, source in ((0, os.open(os.devnull, os.O_RDONLY)), (1, output), (2, output)):
+        os.dup2(source, target)
+    point = request["point"]
+    prepare = (lambda: faults.install(point)) if point else lambda: None
+    interpreter.become(request["arguments"], request["folder"], request["env"], prepare)
 
 
 class Forked:
@@ -153,13 +153,22 @@ class ForkServer:
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
 
-    def start(self, folder: Path, module: str, point: str | None = None, **env: str) -> Forked:
+    def start(
+        self, folder: Path, module: str, point: str | None = None, arguments: Sequence[str] = (), **env: str
+    ) -> Forked:
         assert self._process.stdin
         number = next(self._numbers)
         output, answers = (folder.parent / f"{folder.name}-{name}-{number}" for name in ("output", "answers"))
         os.mkfifo(answers)
-        request = {"folder": str(folder), "module": module, "point": point, "output": str(output)}
-        self._process.stdin.write(json.dumps({**request, "answers": str(answers), "env": env}) + "\n")
+        request = {
+            "folder": str(folder),
+            "arguments": [module, *arguments],
+            "point": point,
+            "output": str(output),
+            "answers": str(answers),
+            "env": {**os.environ, "OMP_NUM_THREADS": "1", **env},
+        }
+        self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         return Forked(answers, output)
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import compileall
 import csv
 import hashlib
 import json
@@ -16,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ import pytest
 from stages.config.pretrained import local_folder
 from stages.config.read import read_yaml
 from stages.ground.errors import UserError
+from tests.support.fork_server import Forked, fork_server
+from tests.support.interpreter import READ_ONCE, arguments_of
 
 ROOT = Path(__file__).resolve().parents[2]
 SENTENCE = "the cat sat on a mat and sang in the good red tree dog ran under blue bird is not bad was fine"
@@ -74,13 +78,20 @@ class Project:
         return path
 
 
+@cache
+def compiled_stages() -> Path:
+    """The stages, compiled: else each start in a checkout would do so again."""
+    compileall.compile_dir(ROOT / "stages", quiet=1)
+    return ROOT / "stages"
+
+
 class Checkout:
     """A copy of the project in `folder`; `params` are {section: {key: value}} on top of small defaults."""
 
     def __init__(self, folder: Path, tiny_model: Path, params: dict[str, dict[str, Any]]) -> None:
         self.folder = folder
         folder.mkdir(parents=True)
-        shutil.copytree(ROOT / "stages", folder / "stages")  # with what is compiled
+        shutil.copytree(compiled_stages(), folder / "stages")
         shutil.copy(Path(__file__).parent / "user_code.py", folder / "stages/custom/own.py")
         for name in ("dvc.yaml", ".gitignore", ".dvcignore"):
             shutil.copy(ROOT / name, folder)
@@ -168,8 +179,13 @@ class Checkout:
         self.run("git", "add", "-A")
         self.run("git", "commit", "-q", "-m", message)
 
-    def start(self, *command: str, **env: str) -> subprocess.Popen[str]:
-        """Start a command in a session of its own, output to a pipe."""
+    def start(self, *command: str, real: bool = False, **env: str) -> subprocess.Popen[str] | Forked:
+        """Start a command in a session of its own, output to a pipe; `python -m …` and dvc from the fork server, unless
+        a `real` interpreter is asked for."""
+        arguments = None if real or READ_ONCE & env.keys() else arguments_of(command)
+        if arguments is not None:
+            module, *others = arguments
+            return fork_server().start(self.folder, module, None, others, **(self.env | env))
         return subprocess.Popen(
             command,
             cwd=self.folder,
@@ -180,15 +196,15 @@ class Checkout:
             start_new_session=True,
         )
 
-    def run(self, *command: str, code: int | None = 0, **env: str) -> str:
+    def run(self, *command: str, code: int | None = 0, real: bool = False, **env: str) -> str:
         """Run a command to its end; its output. `code`: the exit code it must have (None: any)."""
-        process = self.start(*command, **env)
+        process = self.start(*command, real=real, **env)
         output, _ = process.communicate(timeout=300)
         assert code is None or process.returncode == code, f"{command} ended with {process.returncode}:\n{output}"
         return output
 
-    def repro(self, *arguments: str, code: int | None = 0, **env: str) -> str:
-        return self.run(sys.executable, "-m", "stages", "repro", *arguments, code=code, **env)
+    def repro(self, *arguments: str, code: int | None = 0, real: bool = False, **env: str) -> str:
+        return self.run(sys.executable, "-m", "stages", "repro", *arguments, code=code, real=real, **env)
 
     def digests(self, *paths: str) -> dict[str, str]:
         """sha256 of every file below `paths` (all outs and dvc.lock if none are given)."""
