@@ -90,12 +90,17 @@ def test_killed_tokenize_makes_no_shard_again(small: Checkout, tmp_path: Path, p
 
 
 def slow(small: Checkout, tmp_path: Path, processes: int) -> Checkout:
-    """One whose shards take a fifth of a second each."""
+    """One whose shards take $SLOW seconds each."""
     checkout = copy(small, tmp_path / "killed")
-    edit(checkout, "stages/data/shards.py", "encoded = encoded.select", "time.sleep(0.2); encoded = encoded.select")
+    wait = "time.sleep(float(os.environ.get('SLOW', 0)))"
+    edit(checkout, "stages/data/shards.py", "encoded = encoded.select", f"{wait}; encoded = encoded.select")
     edit(checkout, "stages/data/shards.py", "import sys\n", "import sys\nimport time\n")
     checkout.set_params({"train": {"num_train_epochs": 8}, "tokenize": {"max_length": 24, "num_proc": processes}})
     return checkout
+
+
+def start_slowly(checkout: Checkout) -> Forked:
+    return fork_server().start(checkout.folder, "stages.tokenize", SLOW="0.2")
 
 
 def wait_for(checkout: Checkout, process: Forked, count: int) -> None:
@@ -110,10 +115,10 @@ def test_tokenize_that_is_killed_again_and_again_ends(small: Checkout, tmp_path:
     checkout = slow(small, tmp_path, processes)
     for starts in range(1, 30):
         before = atoms(checkout, "encode-")
-        process = fork_server().start(checkout.folder, "stages.tokenize")
         if starts > 4:
-            assert process.wait(120) == 0
+            run(checkout, "tokenize")
             break
+        process = start_slowly(checkout)
         wait_for(checkout, process, len(before) + 2)
         children = psutil.Process(process.pid).children()
         assert len(children) == (processes if processes > 1 else 0)
@@ -130,7 +135,7 @@ def test_signal_ends_all_processes_at_once(
     small: Checkout, tmp_path: Path, number: signal.Signals, group: bool
 ) -> None:
     checkout = slow(small, tmp_path, 2)
-    process = fork_server().start(checkout.folder, "stages.tokenize")
+    process = start_slowly(checkout)
     wait_for(checkout, process, 2)
     children = psutil.Process(process.pid).children()
     process.send_signal(number, group)
@@ -144,7 +149,7 @@ def test_signal_ends_all_processes_at_once(
 
 def test_killed_worker_ends_tokenize_in_one_line_within_seconds(small: Checkout, tmp_path: Path) -> None:
     checkout = slow(small, tmp_path, 2)
-    process = fork_server().start(checkout.folder, "stages.tokenize")
+    process = start_slowly(checkout)
     wait_for(checkout, process, 3)
     first, second = psutil.Process(process.pid).children()
     begin = time.monotonic()
@@ -184,7 +189,7 @@ def test_killed_worker_that_waits_for_work_leaves_none_that_waits_for_it(small: 
 
 def test_second_start_waits_for_no_orphan_and_says_who_is_at_it(small: Checkout, tmp_path: Path) -> None:
     checkout = slow(small, tmp_path, 2)
-    process = fork_server().start(checkout.folder, "stages.tokenize")
+    process = start_slowly(checkout)
     wait_for(checkout, process, 1)
     output = run(checkout, "tokenize", code=75)
     assert f"stage tokenize of this workspace is being worked on by process {process.pid}" in output

@@ -38,7 +38,7 @@ def several(prepared: Callable[..., Checkout], processes: int, **train_params: A
     return prepared({**SHAPE, "train": {**SHAPE["train"], **train_params, "launcher": launcher(processes)}})
 
 
-def start(checkout: Checkout) -> subprocess.Popen[str]:
+def start(checkout: Checkout) -> subprocess.Popen[str] | Forked:
     return checkout.start(sys.executable, "-m", "stages.launch")
 
 
@@ -80,7 +80,7 @@ def train_side_by_side(checkouts: list[Checkout], *codes: int, **env: str) -> li
     return outputs
 
 
-def workers(launched: subprocess.Popen[str]) -> list[int]:
+def workers(launched: subprocess.Popen[str] | Forked) -> list[int]:
     """The pids of the training processes, main's first."""
     found = subprocess.run(["pgrep", "-P", str(launched.pid)], capture_output=True, text=True, check=False)
     ranks = {}
@@ -90,7 +90,7 @@ def workers(launched: subprocess.Popen[str]) -> list[int]:
     return [ranks[rank] for rank in sorted(ranks)]
 
 
-def wait_for_step(checkout: Checkout, process: subprocess.Popen[str], known: set[Path]) -> None:
+def wait_for_step(checkout: Checkout, process: subprocess.Popen[str] | Forked, known: set[Path]) -> None:
     deadline = time.monotonic() + 120
     while not set(checkout.folder.glob("runs/*/checkpoints/step-*")) - known:
         assert process.poll() is None, process.communicate()[0]
@@ -143,7 +143,7 @@ def test_killing_any_process_takes_the_job_down_and_the_next_start_goes_on_to_th
         process.communicate(timeout=90)
         assert process.returncode != 0
         assert not (killed.folder / "models").exists()
-    finish(killed)
+    train_in(2, killed)
     steps = executed_steps(killed)
     assert steps[0] == 0
     assert 0 < steps[1] <= steps[2]
@@ -209,7 +209,7 @@ def test_model_of_ones_own_gives_the_same_bytes_twice_in_two_processes(
 
 def test_signal_to_one_process_between_steps_stops_all_with_the_state_saved(prepared: Callable[..., Checkout]) -> None:
     checkout = several(prepared, 2, callbacks=[{"class": "stages.custom.own:SignalsRank1"}])
-    output = checkout.run(sys.executable, "-m", "stages.launch", code=None, SIGNAL_AT="5")
+    output = train_in(2, checkout, code=75, SIGNAL_AT="5")
     assert "stopped by SIGTERM after step 5, saved" in output
     assert "/stages/" not in output, "a traceback of ours"
     assert "another process" not in output, "they did not leave together"
