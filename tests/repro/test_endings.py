@@ -15,6 +15,7 @@ import pytest
 
 from stages.ground.words import Word
 from stages.repro.supervisor import judge
+from tests.support.fork_server import Forked
 from tests.support.project import Checkout
 
 STAGE = """
@@ -162,7 +163,7 @@ def test_of_several_processes_the_one_that_knows_more_is_heard(words: list[Word]
     assert judge(0, words, 9, None).code == 0
 
 
-def start(checkout: Checkout, *arguments: str) -> subprocess.Popen[str]:
+def start(checkout: Checkout, *arguments: str) -> subprocess.Popen[str] | Forked:
     """Start `repro`, and return once its stage works."""
     process = checkout.start(sys.executable, "-m", "stages", "repro", *arguments)
     begin = time.monotonic()
@@ -173,7 +174,7 @@ def start(checkout: Checkout, *arguments: str) -> subprocess.Popen[str]:
     return process
 
 
-def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
+def family(process: subprocess.Popen[str] | Forked) -> list[psutil.Process]:
     """`repro`, DVC and the stage."""
     repro = psutil.Process(process.pid)
     return [repro, *repro.children(recursive=True)]

@@ -72,6 +72,7 @@ def become(
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:
+        threading._shutdown()  # type: ignore[attr-defined]  # an interpreter waits for its threads
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
