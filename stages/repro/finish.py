@@ -36,7 +36,7 @@ def finish() -> None:
     last = train.max_steps or train.num_train_epochs * plan.steps_per_epoch
     if step >= last:
         raise UserError(
-            f"the next evaluation of run {run.id} is that of its last step, {last}; run: python -m stages repro"
+            f"the next evaluation of run {run.id} is its last, at step {last}; run: python -m stages repro"
         )
     change_param("train", "stop_step", step)
     say(
