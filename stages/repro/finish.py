@@ -35,9 +35,7 @@ def finish() -> None:
     step = -(-steps[0] // every) * every
     last = train.max_steps or train.num_train_epochs * plan.steps_per_epoch
     if step >= last:
-        raise UserError(
-            f"the next evaluation of run {run.id} is its last, at step {last}; run: python -m stages repro"
-        )
+        raise UserError(f"the next evaluation of run {run.id} is its last, at step {last}; run: python -m stages repro")
     change_param("train", "stop_step", step)
     say(
         f"train.stop_step: {step} is written into {PARAMS_FILE}; run {run.id} is at step {steps[0]}. "
