@@ -121,7 +121,9 @@ def is_unreachable(error: BaseException) -> bool:
     answered = next((status for status in statuses if isinstance(status, int)), None)
     if answered is not None:
         return answered == 429 or answered >= 500
-    return bool(kinds & {"TransportError", "ConnectionError", "TimeoutError"}) and "OfflineModeIsEnabled" not in kinds
+    if any("OfflineModeIsEnabled" in f"{type(cause).__name__} {cause}" for cause in causes):
+        return False  # as somebody said
+    return bool(kinds & {"TransportError", "ConnectionError", "TimeoutError"})
 
 
 def disk_error(error: BaseException) -> UserError | None:
