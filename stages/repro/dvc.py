@@ -60,30 +60,25 @@ def main() -> int:
 
 def judge(error: BaseException) -> tuple[Exit, str]:
     """How DVC ended that failed with `error`, and why. What a stage says of itself counts before it."""
-    from dvc.exceptions import (
-        ArgumentDuplicationError,
-        BadMetricError,
-        CircularDependencyError,
-        CyclicGraphError,
-        FileTransferError,
-        InvalidArgumentError,
-        NoOutputOrStageError,
-        NotDvcRepoError,
-        OutputDuplicationError,
-        OutputNotFoundError,
-        OverlappingOutputPathsError,
-        StageNotFoundError,
-        StagePathAsOutputError,
-    )  # fmt: skip
+    from dvc import exceptions as known
     from dvc.lock import LockError
     from dvc.stage.exceptions import StageCmdFailedError
 
-    passing = (KeyboardInterrupt, LockError, FileTransferError, MemoryError)
+    passing = (KeyboardInterrupt, LockError, known.FileTransferError, MemoryError)
     about_files = (
-        ArgumentDuplicationError, BadMetricError, CircularDependencyError, CyclicGraphError, InvalidArgumentError,
-        NoOutputOrStageError, NotDvcRepoError, OutputDuplicationError, OutputNotFoundError,
-        OverlappingOutputPathsError, StageNotFoundError, StagePathAsOutputError,
-    )  # fmt: skip
+        known.ArgumentDuplicationError,
+        known.BadMetricError,
+        known.CircularDependencyError,
+        known.CyclicGraphError,
+        known.InvalidArgumentError,
+        known.NoOutputOrStageError,
+        known.NotDvcRepoError,
+        known.OutputDuplicationError,
+        known.OutputNotFoundError,
+        known.OverlappingOutputPathsError,
+        known.StageNotFoundError,
+        known.StagePathAsOutputError,
+    )
     for cause in chain(error):
         refused = disk_error(cause)
         if isinstance(cause, StageCmdFailedError):

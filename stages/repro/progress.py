@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
 from stages.ground import disk
 from stages.keeping.folder import list_runs, runs_root
+from stages.repro.healing import LOCK_FILE
 
 RECORD = ".starts.json"  # beside the runs, as what a scheduler starts again may find nothing else
 
@@ -21,7 +21,7 @@ def done() -> set[str]:
         marks = [key.name for key in run.atom_keys()] + [f"step {step}" for step in run.checkpoints.steps()[:1]]
         found |= {f"{run.id} {mark}" for mark in [*marks, *["finished"] * run.finished]}
     with contextlib.suppress(OSError):
-        found.add(hashlib.sha256(Path("dvc.lock").read_bytes()).hexdigest())
+        found.add(disk.sha256_file(LOCK_FILE))
     return found
 
 

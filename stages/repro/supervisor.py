@@ -19,6 +19,7 @@ import psutil
 from stages.ground.places import repository
 from stages.ground.signals import PARENT_PID, SecondCtrlC, on_stop_signals
 from stages.ground.words import FOLDER, Exit, Word, read_words
+from stages.repro.healing import DVC_TMP
 
 _PR_SET_CHILD_SUBREAPER = 36
 TURN_SECONDS = 0.05
@@ -74,8 +75,8 @@ class Supervisor:
             return Ended(Exit.AGAIN, f"stopped by {self.told}")
         root = repository()  # where nobody cleans up while it runs
         if root is not None:
-            (root / ".dvc/tmp").mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="repro-", dir=root and root / ".dvc/tmp") as place:
+            (root / DVC_TMP).mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="repro-", dir=root and root / DVC_TMP) as place:
             words = Path(place).absolute()
             dvc = _start_dvc(arguments, words)
             return judge(self._attend(dvc, words), read_words(words), dvc, self.told)
