@@ -199,12 +199,17 @@ def weather(
             process.wait()
         if process.poll() is None:
             report.lost.append(time.time() - max(begin, last_kept(folder)))
+            load = os.getloadavg()[0]
             _, victim, number = generator.choices(VICTIMS, [weight for weight, *_ in VICTIMS])[0]
             strike(process, victim, number)
             name = f"{number.name} to {victim}"
             report.kills[name] = report.kills.get(name, 0) + 1
             stage = stage_in(log)
             report.in_stage[stage] = report.in_stage.get(stage, 0) + 1
+            print(
+                f"kill {report.total_kills}: {name} in {stage}, {report.lost[-1]:.1f} s lost, load {load:.1f}",
+                flush=True,
+            )
             failed_in_a_row, last = 0, process
         elif process.returncode == 0:
             break
