@@ -40,7 +40,7 @@ def list_all() -> None:
     from stages.keeping.pruning import left_by_a_prune
     from stages.keeping.sealed import FORMAT
 
-    table = Table("run", "stage", "state", "done")
+    table = Table("run", "stage", "state", "done", "processes")
     table.add_column("newest checkpoint", no_wrap=True, min_width=35)  # to be copied
     for name in ("last started", "size"):
         table.add_column(name, no_wrap=True)
@@ -52,13 +52,14 @@ def list_all() -> None:
             one_line(run.stage),
             one_line(run.state if known else unread),
             run.done if known else "",
+            one_line(run.processes),
             run.newest_reference() if known else "",
             datetime.fromtimestamp(run.used).isoformat(" ", "seconds"),
             f"{run.bytes / 1e6:.0f} MB",
         )
     for rest in left_by_a_prune():
         why = "removed in part: runs --prune clears it"
-        table.add_row(one_line(rest.id), rest.stage, why, "", "", "", f"{rest.bytes / 1e6:.0f} MB")
+        table.add_row(one_line(rest.id), rest.stage, why, "", "", "", "", f"{rest.bytes / 1e6:.0f} MB")
     # What is in a folder is shown as it is, never followed.
     Console(width=max(Console().width, 140), markup=False, emoji=False).print(table)
 

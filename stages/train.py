@@ -38,7 +38,7 @@ NO_CANDIDATE = (
 def main() -> None:
     """Run the stage from params.yaml. Exit code 0 only after publishing: DVC locks the stage as done then."""
     die_with_parent()
-    # DDP complains of a setting that stages.modeling.parallel chooses on purpose, once a process and start.
+    # DDP complains of a setting that stages.reduction.fast chooses on purpose, once a process and start.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if os.environ.get("RANK", "0") == "0":
         lead()
@@ -155,7 +155,7 @@ def train_to_the_end(
     from stages.training.callbacks import CallbackList
     from stages.training.endings import Ending, Outcome
     from stages.training.loop import Session, train
-    from stages.training.session import build_state, load_inputs, meet
+    from stages.training.session import build_state, load_inputs, make_reduction, meet
     from stages.watching.loggers import make_loggers
     from stages.watching.preflight import preflight
     from stages.watching.progress_bar import ProgressBar
@@ -175,9 +175,10 @@ def train_to_the_end(
     broadcast_state(compute.world, state)
     compute.world.broadcast_object(is_saved)
     recorder = Recorder(state, is_saved, run, candidates, params.train)
+    reduction = make_reduction(params.train, state.parallel, compute)
     callbacks = CallbackList(state, [guard, ProgressBar(inputs.total_steps), *loggers])
     with watch(params.train.hang_seconds, run.log):
-        ending = train(Session(params, inputs, state, recorder, callbacks, stop))
+        ending = train(Session(params, inputs, state, reduction, recorder, callbacks, stop))
     if ending.outcome is Outcome.COMPLETE and not state.progress.candidates:
         ending = Ending(Outcome.DIVERGED, NO_CANDIDATE)  # which this process alone can know
     if ending.outcome is Outcome.COMPLETE:
@@ -208,7 +209,7 @@ def follow() -> NoReturn:
     from stages.training.callbacks import CallbackList
     from stages.training.endings import Outcome
     from stages.training.loop import Session, train
-    from stages.training.session import OtherIdentity, build_state, load_inputs, meet
+    from stages.training.session import OtherIdentity, build_state, load_inputs, make_reduction, meet
 
     params, world, stop = stage.params, World.from_environment(), StopRequest()
     compute = Compute.start(params.train, world)
@@ -223,8 +224,9 @@ def follow() -> NoReturn:
                 is_saved = world.broadcast_object(None)
                 torch.set_num_threads(state.progress.environment["threads"])
                 recorder = SilentRecorder(state, is_saved)
+                reduction = make_reduction(params.train, state.parallel, compute)
                 with watch(params.train.hang_seconds, partial(RunFolder.of(identity).log, rank=world.rank)):
-                    ending = train(Session(params, inputs, state, recorder, CallbackList(state), stop))
+                    ending = train(Session(params, inputs, state, reduction, recorder, CallbackList(state), stop))
                 outcome = ending.outcome
                 if ending.alone:
                     say(f"process {world.rank}: {ending.line}")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -136,10 +136,9 @@ class MicroBatch:
     counted: bool = True
 
 
-def share(step: list[MicroBatch], rank: int, size: int) -> list[MicroBatch]:
-    """The micro-batches of `step` that process `rank` of `size` runs, at least one: where an epoch's last step has
-    fewer than there are processes, its first one runs again without being counted, as all take part in a gradient."""
-    return step[rank::size] or [replace(step[0], counted=False)]
+def shares(count: int, processes: int) -> list[range]:
+    """The numbers from 0 to `count`, in one range a process; lengths differ by one at most, and may be 0."""
+    return [range(i * count // processes, (i + 1) * count // processes) for i in range(processes)]
 
 
 class BatchPlan:

@@ -209,6 +209,7 @@ class TrainParams(Section):
     deterministic: bool
     device: Name
     launcher: Name
+    reduction: Literal["exact", "fast"]
     threads: PositiveInt | None
     init_from_run: Name | None
 

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     import torch
 
 
-def current(device: torch.device, world_size: int) -> dict[str, Any]:
-    """Library versions, the kind of device (`cuda (NVIDIA H100)`), the number of processes and of intra-op threads."""
+def current(device: torch.device) -> dict[str, Any]:
+    """Library versions, the kind of device (`cuda (NVIDIA H100)`), and the number of intra-op threads."""
     import numpy
     import torch
     import transformers
@@ -23,7 +23,6 @@ def current(device: torch.device, world_size: int) -> dict[str, Any]:
         "transformers": transformers.__version__,
         "numpy": numpy.__version__,
         "device": f"{device.type} ({kind})",
-        "world_size": world_size,
         "threads": torch.get_num_threads(),
     }
 

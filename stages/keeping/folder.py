@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -221,7 +223,7 @@ class RunFolder:
         holder = self.lock.holder()
         if holder:
             return f"running: process {holder}"
-        last = self._last_event()
+        last: dict[str, Any] = next(reversed(list(self._events())), {})
         if last.get("event") == "stopped":
             return f"stopped: {last.get('signal') or 'a signal to another process'}"
         if last.get("event") == "hang":
@@ -234,13 +236,22 @@ class RunFolder:
         steps, atoms = self.checkpoints.steps(), len(self.atom_keys())
         return ", ".join([f"step {step}" for step in steps[:1]] + [f"{atoms} atoms"] * bool(atoms))
 
-    def _last_event(self) -> dict[str, Any]:
-        with contextlib.suppress(OSError, ValueError, RecursionError):
+    @property
+    def processes(self) -> str:
+        """In how many processes it was trained, start by start, for people; starts in a row with one number are one."""
+        starts = (event.get("processes") for event in self._events() if event.get("event") == "start")
+        return ", ".join(str(number) for number, _ in itertools.groupby(starts) if number is not None)
+
+    def _events(self) -> Iterator[dict[str, Any]]:
+        """What `log` wrote, the oldest first; lines that a kill cut short are left out."""
+        lines: list[str] = []
+        with contextlib.suppress(OSError, ValueError):
             lines = (self.path / "log.jsonl").read_text(encoding="utf-8").splitlines()
-            last = next(line for line in reversed(lines) if line.endswith("}"))
-            values = json.loads(last)
-            return values if isinstance(values, dict) else {}
-        return {}
+        for line in lines:
+            with contextlib.suppress(ValueError, RecursionError):
+                values = json.loads(line)
+                if isinstance(values, dict):
+                    yield values
 
     @property
     def used(self) -> float:

@@ -5,12 +5,10 @@ The same codec serves every part of a checkpoint, so nothing is ever pickled or 
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
 
 Tree = Any
 """dict (keys str or int), list, tuple, str, int, float, bool, None, or torch.Tensor, nested."""
@@ -36,21 +34,6 @@ def memory(tensor: torch.Tensor, name: str) -> object:
         return name
     seen_as = (tensor.dtype, tensor.shape, tensor.stride(), tensor.is_conj(), tensor.is_neg())
     return (tensor.device, tensor.data_ptr(), *seen_as)
-
-
-def remember_extra_state(model: nn.Module) -> Callable[[], None]:
-    """A function that gives the modules that have an extra state (`nn.Module.get_extra_state`) the one of now."""
-    extra = [
-        (module, copy.deepcopy(module.get_extra_state()))
-        for module in model.modules()
-        if type(module).get_extra_state is not nn.Module.get_extra_state
-    ]
-
-    def put_back() -> None:
-        for module, state in extra:
-            module.set_extra_state(copy.deepcopy(state))
-
-    return put_back
 
 
 def split(tree: Tree, name: str) -> tuple[Any, dict[str, torch.Tensor]]:

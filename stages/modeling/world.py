@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from stages.ground.errors import TransientError, reason
+from stages.modeling import codec
+from stages.modeling.codec import Tree
 
 MAIN = 0
 
@@ -68,12 +70,6 @@ class World:
         """Whether an error says that another process is not there any more."""
         return self.size > 1 and ("gloo" in str(error).lower() or isinstance(error, dist.DistError))
 
-    def sum(self, value: Tensor) -> Tensor:
-        """The sum of `value` over all processes, in place."""
-        if self.size > 1:
-            dist.all_reduce(value)
-        return value
-
     def maximum(self, *values: int) -> list[int]:
         """Each value's maximum over all processes."""
         if self.size == 1:
@@ -104,10 +100,36 @@ class World:
         dist.all_gather(found, tensor)
         return found
 
-    def broadcast(self, tensor: Tensor) -> None:
-        """Give every process main's values of `tensor`, in place."""
-        if self.size > 1:
-            dist.broadcast(tensor, MAIN)
+    def gather_shares(self, values: Tensor, shares: Sequence[range]) -> Tensor:
+        """Numbers of which each process has those of its share, in their order: `values` (this one's,) of all of them
+        (everyone's,)."""
+        if self.size == 1:
+            return values
+        padded = values.new_zeros(max(map(len, shares)))
+        padded[: len(values)] = values
+        return torch.cat([theirs[: len(share)] for theirs, share in zip(self.gather(padded), shares, strict=True)])
+
+    def broadcast(self, tensor: Tensor, source: int = MAIN) -> None:
+        """Give every process the `source`'s values of `tensor`, in place."""
+        if self.size > 1 and tensor.numel():
+            flat = tensor.contiguous().reshape(-1)
+            # As bytes: the backend need not know the type.
+            dist.broadcast(flat.view(torch.uint8), source)
+            if not tensor.is_contiguous():
+                tensor.copy_(flat.view(tensor.shape))
+
+    def broadcast_tree(self, tree: Tree, source: int = MAIN) -> Tree:
+        """The `source`'s tree, in every process, its tensors on the CPU; that of the others is not looked at."""
+        if self.size == 1:
+            return tree
+        skeleton, tensors = codec.split(tree if self.rank == source else None, "state")
+        kinds = {name: (str(t.dtype).removeprefix("torch."), list(t.shape)) for name, t in tensors.items()}
+        skeleton, kinds = self.gather_objects([skeleton, kinds])[source]
+        for name, (dtype, shape) in kinds.items():
+            if self.rank != source:
+                tensors[name] = torch.empty(shape, dtype=getattr(torch, dtype))
+            self.broadcast(tensors[name], source)
+        return codec.join(skeleton, tensors)
 
     def broadcast_buffers(self, model: nn.Module) -> None:
         """Give every process main's buffers (running statistics): main's are those that are saved."""

@@ -63,13 +63,13 @@ class Resumer:
                 self._start_from(source, state, total_steps)
         complete = state.progress.is_complete(total_steps)
         self._settle_environment(state, trains=not complete)
-        self.run.log("start", step=state.progress.step, environment=state.progress.environment)
+        size = self.compute.world.size
+        self.run.log("start", step=state.progress.step, environment=state.progress.environment, processes=size)
         if complete:
             self.say(f"run {self.run.id} is complete since step {state.progress.step}: publishing it, nothing to train")
         elif state.progress.step:
             self.say(f"run {self.run.id}: going on after step {state.progress.step} of {total_steps}")
         else:
-            size = self.compute.world.size
             where = f"{state.progress.environment['device']}" + (f", {size} processes" * (size > 1))
             self.say(f"run {self.run.id}: {total_steps} steps on {where}, from the beginning")
         return state, is_saved or state.progress.step == 0
@@ -203,7 +203,9 @@ class Resumer:
         progress = state.progress
         before = progress.environment
         set_threads(self.params.train.threads or before.get("threads"))
-        now = environment.current(self.compute.device, self.compute.world.size)
+        now = environment.current(self.compute.device)
+        if self.params.train.reduction == "fast":
+            now["world_size"] = self.compute.world.size
         if not trains:
             return  # the outs are those of the environment before
         if before and before != now:

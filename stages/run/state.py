@@ -16,7 +16,6 @@ from typing_extensions import TypedDict
 
 from stages.ground.errors import UserCodeError, reason, user_code
 from stages.keeping.sealed import DamagedError, FileRecord
-from stages.modeling import codec
 from stages.modeling.codec import Tree
 from stages.modeling.parallel import Parallel
 from stages.modeling.world import World
@@ -213,19 +212,9 @@ def _layout(model: nn.Module) -> dict[str, str]:
 
 def broadcast_state(world: World, state: TrainState) -> None:
     """Give every process the main one's state."""
-    if world.size == 1:
-        return
-    skeleton, tensors = codec.split(state.state_dict() if world.is_main else None, "state")
-    kinds = {name: (str(t.dtype).removeprefix("torch."), list(t.shape)) for name, t in tensors.items()}
-    skeleton, kinds = world.broadcast_object([skeleton, kinds])
-    for name, (dtype, shape) in kinds.items():
-        if not world.is_main:
-            tensors[name] = torch.empty(shape, dtype=getattr(torch, dtype))
-        if tensors[name].numel():
-            # As bytes: the backend need not know the type.
-            world.broadcast(tensors[name].reshape(-1).view(torch.uint8))
+    tree = world.broadcast_tree(state.state_dict() if world.is_main else None)
     if not world.is_main:
-        state.load_state_dict(codec.join(skeleton, tensors))
+        state.load_state_dict(tree)
 
 
 def saved_progress(state: dict[str, Tree]) -> Progress:

@@ -41,7 +41,7 @@ class Predictor:
         self._params = params
         self._compute = Compute.start(params.train, World())
         set_threads(params.train.threads or threads_of_run(torch.get_num_threads()))
-        self.environment = current(self._compute.device, world_size=1)
+        self.environment = current(self._compute.device)
 
     @cached_property
     def _task(self) -> Task:
@@ -69,7 +69,7 @@ class Predictor:
         data = load_split(TOKENIZED, split)
         scorer = Scorer(data, load_tokenizer(), self._objective, evaluate.eval_batch_size, compute, split)
         source, kwargs = self._params.model.source, self._params.model.kwargs
-        predictions = scorer(lambda: Parallel(load_model(folder, compute.device, source, kwargs), compute), kept=kept)
+        predictions = scorer(lambda: Parallel(load_model(folder, compute.device, source, kwargs)), kept=kept)
         table = load_raw(TOKENIZED, split).remove_columns([self._task.label_column]).to_pandas()
         labels, task = predictions.labels, self._task.task
         nothing = pd.array([None] * len(table), dtype="Float32")
@@ -112,8 +112,9 @@ class Predictor:
             run = RunFolder.of(identify(load_stage("train")))
         except UserError:
             return None
-        here, there = ({**each, "world_size": 1, "environments": 1} for each in (self.environment, run.environment()))
-        return run if here == there else None
+        # One process after those of the run: a batch's predictions are the same in any number of them.
+        there = {key: value for key, value in run.environment().items() if key not in ("world_size", "environments")}
+        return run if self.environment == there else None
 
 
 def _column(values: NDArray[Any]) -> Any:

@@ -21,7 +21,7 @@ from stages.ground.bar import bar
 from stages.ground.errors import located, say, user_code
 from stages.ground.watchdog import sign_of_life
 from stages.keeping.atoms import Pace
-from stages.modeling.buffers import remember_buffers
+from stages.modeling.buffers import Buffers
 from stages.modeling.compute import Compute
 from stages.modeling.losses import Objective
 from stages.modeling.parallel import Parallel
@@ -146,7 +146,7 @@ class Scorer:
         mine = [left[turn % len(left)] for turn in range(world.rank, rounds * world.size, world.size)]
         loader = make_loader(self.split, [self.batches[i] for i in mine], self.tokenizer, self.compute.device, 0)
         # A batch is a function of its rows and its number alone, also where forward changes buffers in eval mode.
-        put_buffers_back = remember_buffers(parallel.model)
+        buffers = Buffers(parallel.model)
         pace = Pace(kept.count if kept is not None else 0)
         for turn, (number, batch) in enumerate(zip(mine, bar(loader, "evaluating", "batch"), strict=True)):
             stops, due = world.maximum(int(stop_requested()), int(kept is not None and turns > 0 and pace.is_due()))
@@ -160,7 +160,7 @@ class Scorer:
             try:
                 scored = self._score(number, batch, parallel.forward)
             finally:
-                put_buffers_back()
+                buffers.put_back()
             sign_of_life()
             turns += 1
             if turn * world.size + world.rank < len(left):

@@ -19,8 +19,10 @@ from stages.ground.errors import UserCodeError, UserError, located, say, user_co
 from stages.ground.signals import StopRequest
 from stages.ground.watchdog import sign_of_life
 from stages.keeping.sealed import SaveError
-from stages.modeling.buffers import remember_buffers
+from stages.modeling.buffers import Buffers
 from stages.modeling.precision import overflow
+from stages.reduction.base import Reduction
+from stages.reduction.tree import total
 from stages.run.recorder import SilentRecorder
 from stages.run.state import TrainState
 from stages.scoring.scorer import Predictions, Stopped, shown
@@ -35,12 +37,13 @@ LOWEST_SCALE = 2.0**-14
 
 @dataclass(frozen=True)
 class Session:
-    """A start's training: what it works on (`inputs`, `params`), what changes (`state`), what writes it down, and
-    who may end it. Several processes run one side by side."""
+    """A start's training: what it works on (`inputs`, `params`), what changes (`state`), what puts a step together of
+    its micro-batches, what writes it down, and who may end it. Several processes run one side by side."""
 
     params: Params
     inputs: Inputs
     state: TrainState
+    reduction: Reduction
     recorder: SilentRecorder
     callbacks: CallbackList
     stop: StopRequest
@@ -56,21 +59,22 @@ def train(session: Session) -> Ending:
     Raises:
         SaveError: a checkpoint or candidate could not be written.
     """
-    state, callbacks = session.state, session.callbacks
-    steps = load_steps(session.inputs, state.progress, session.params.train.num_workers)
+    state, reduction, callbacks = session.state, session.reduction, session.callbacks
+    steps = load_steps(session.inputs, state.progress, reduction.share, session.params.train.num_workers)
     ending: Ending | None = None
-    state.parallel.start()
+    reduction.start()
     try:
         callbacks.on_train_begin()
         upcoming = next(steps, None)
         while (ending := at_boundary(session)) is None:
             assert upcoming is not None, "the plan ends before the last step"
             step = upcoming
-            with untouched_unless_done(step, session):
-                measured = accumulate(step, session)
+            with untouched_unless_done(step, session) as buffers:
+                measured = accumulate(step, buffers, session)
                 upcoming = next(steps, None)  # fetched while the device computes
                 gradient = Gradient.read(measured)
                 require_usable(gradient, step, state)
+                reduction.settle(gradient.changed)
             take_step(gradient, step, session)
     except Unfinished as error:
         ending = error.ending
@@ -82,7 +86,7 @@ def train(session: Session) -> Ending:
             session.recorder.finish()  # of the processes only one failed, and left this one the state before the step
         raise
     finally:
-        state.parallel.stop()
+        reduction.stop()
 
     callbacks.on_train_end()
     session.recorder.finish()
@@ -116,33 +120,38 @@ def at_boundary(session: Session) -> Ending | None:
 # One optimizer step: the mean over its rows, however it is cut into micro-batches and processes.
 
 
-def accumulate(step: Step, session: Session) -> Tensor:
-    """Forward and backward of the step's micro-batches; the gradient is unscaled and clipped then.
+def accumulate(step: Step, buffers: Buffers, session: Session) -> Tensor:
+    """Forward and backward of this process's micro-batches; the step's gradient is unscaled and clipped then. `buffers`
+    are the model's at the step's beginning.
 
     Returns:
-        The numbers of `Gradient`, float32 (3,), still on their way on the device.
+        The numbers of `Gradient`, float32 (3 + buffers,), still on their way on the device.
     """
     state, objective, compute = session.state, session.inputs.objective, session.inputs.compute
     state.model.train()  # a callback may have left it in another mode, of which a resumed run knows nothing
-    parallel, device = state.parallel, compute.device
+    reduction, device = session.reduction, compute.device
+    reduction.begin(step.micro_batches, buffers)
     weights = [objective.weight(batch["labels"]) for micro_batch, batch in step.mine if micro_batch.counted]
-    weight = parallel.sum(torch.tensor(sum(weights), dtype=torch.float64)).item()  # on the CPU
-    loss = torch.zeros((), device=device)
+    weight = math.fsum(reduction.gather(torch.tensor(weights, dtype=torch.float64)).tolist())
+    losses = [torch.zeros(0, device=device)]
     for micro_batch, batch in step.mine:
         compute.seed_at(micro_batch.step, micro_batch.micro_batch)
         batch = compute.put(batch)
         labels = batch.pop("labels")
-        with parallel.sync(last=micro_batch is step.mine[-1][0]):
+        with reduction.micro_batch(micro_batch.micro_batch):
             with compute.autocast():
-                logits = parallel.forward(batch)
-            # Rows that are not counted are run because all processes take part in a gradient: they weigh nothing.
-            micro_loss = objective.rows(logits, labels).sum() / (weight if micro_batch.counted else math.inf)
-            state.scaler.scale(micro_loss).backward()
-        loss += micro_loss.detach()
+                logits = state.parallel.forward(batch)
+            # Rows that are not counted are run because all of DDP's processes take part in a step: they weigh nothing.
+            loss = objective.rows(logits, labels).sum() / (weight if micro_batch.counted else math.inf)
+            state.scaler.scale(loss).backward()
+        losses += [loss.detach().reshape(1)] * micro_batch.counted
+    changed = reduction.finish()
+    mean_loss = total(reduction.gather(torch.cat(losses)), step.micro_batches, torch.add)
     state.scaler.unscale_(state.optimizer)
     trained = [p for p in state.model.parameters() if p.requires_grad]
     norm = clip_grad_norm_(trained, session.params.train.max_grad_norm or math.inf)
-    return torch.stack([parallel.sum(loss), norm.to(device), overflow(state.scaler, state.optimizer, device)])
+    found = torch.stack([mean_loss, norm.to(device), overflow(state.scaler, state.optimizer, device)])
+    return torch.cat([found, changed.to(found)])
 
 
 def take_step(gradient: Gradient, step: Step, session: Session) -> None:
@@ -199,18 +208,18 @@ def is_evaluation_due(session: Session) -> bool:
 
 
 @contextmanager
-def untouched_unless_done(step: Step, session: Session) -> Iterator[None]:
+def untouched_unless_done(step: Step, session: Session) -> Iterator[Buffers]:
     """The way to a step's gradient, which fails as a whole: what the model's own forward changes (running statistics)
-    is put back then. Raises Unfinished, naming what failed and the step's rows."""
-    put_buffers_back = remember_buffers(session.state.model)
+    is put back then. Gives what it was. Raises Unfinished, naming what failed and the step's rows."""
+    buffers = Buffers(session.state.model)
     try:
         with user_code(f"step {step.number} fails in the model or the loss"):
-            yield
+            yield buffers
     except Unfinished:
-        put_buffers_back()
+        buffers.put_back()
         raise
     except UserError as error:
-        put_buffers_back()
+        buffers.put_back()
         if error.__cause__ is not None and session.inputs.compute.world.is_loss(error.__cause__):
             raise error.__cause__ from None
         line = f"{error}; {step.where}; the state before it is saved"

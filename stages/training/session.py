@@ -8,7 +8,7 @@ from collections.abc import Callable
 from stages.batches.plan import BatchPlan
 from stages.batches.tokenized import TOKENIZED, Task, load_split, load_task, load_tokenizer
 from stages.config.pretrained import resolve_model
-from stages.config.schema import EvaluateParams, Params
+from stages.config.schema import EvaluateParams, Params, TrainParams
 from stages.ground.errors import UserError
 from stages.ground.signals import StopRequest
 from stages.keeping.identity import Identity
@@ -18,6 +18,9 @@ from stages.modeling.head import head_of
 from stages.modeling.losses import loss_name, make_objective
 from stages.modeling.parallel import Parallel
 from stages.modeling.precision import make_scaler
+from stages.reduction.base import Reduction
+from stages.reduction.exact import Exact
+from stages.reduction.fast import Fast
 from stages.run.history import History
 from stages.run.state import TrainState
 from stages.scoring.scorer import Scorer
@@ -74,7 +77,7 @@ def build_state(params: Params, inputs: Inputs, say: Callable[[str], None] = lam
     freeze(model, train.freeze)
     optimizer = make_optimizer(model, train, device)
     return TrainState(
-        parallel=Parallel(model, inputs.compute, train.compile),
+        parallel=Parallel(model, train.compile),
         optimizer=optimizer,
         schedule=make_schedule(optimizer, train, inputs.planned_steps, params.evaluate),
         scaler=make_scaler(device, train.precision),
@@ -82,6 +85,11 @@ def build_state(params: Params, inputs: Inputs, say: Callable[[str], None] = lam
         histories={"train": History(("step", "epoch", "loss", "learning_rate", "grad_norm")), "eval": History()},
         steps_per_epoch=inputs.plan.steps_per_epoch,
     )
+
+
+def make_reduction(train: TrainParams, parallel: Parallel, compute: Compute) -> Reduction:
+    """How a step is put together (`train.reduction`)."""
+    return Exact(parallel, compute.world) if train.reduction == "exact" else Fast(parallel, compute)
 
 
 class OtherIdentity(UserError):

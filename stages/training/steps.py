@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from stages.batches.collate import Batch, make_loader
-from stages.batches.plan import BatchPlan, MicroBatch, share
+from stages.batches.plan import BatchPlan, MicroBatch
 from stages.batches.tokenized import Task
 from stages.ground.errors import describe
 from stages.ground.signals import ignore_stop_signals
@@ -44,10 +44,11 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step: its `number`, from 1; `rows`, the positions in train of all its rows; and this process's
-    micro-batches with their batches, on the CPU."""
+    """One optimizer step: its `number`, from 1; how many `micro_batches` it has; `rows`, the positions in train of all
+    its rows; and this process's micro-batches with their batches, on the CPU."""
 
     number: int
+    micro_batches: int
     rows: list[int]
     mine: list[tuple[MicroBatch, Batch]]
 
@@ -59,30 +60,34 @@ class Step:
 
 @dataclass(frozen=True)
 class Gradient:
-    """What a step's backward passes left: `loss`, the mean over its rows, the gradient's `norm` before clipping, and
-    whether it `overflowed` in fp16, whose scaler then skips the step and lowers its scale."""
+    """What a step's backward passes left: `loss`, the mean over its rows, the gradient's `norm` before clipping,
+    whether it `overflowed` in fp16, whose scaler then skips the step and lowers its scale, and which buffers `changed`
+    (see `stages.reduction.base`)."""
 
     loss: float
     norm: float
     overflowed: bool
+    changed: list[bool]
 
     @classmethod
     def read(cls, measured: Tensor) -> Gradient:
         """Wait for what `accumulate` returned: the one wait for the device in a step."""
-        loss, norm, overflowed = measured.tolist()
-        return cls(loss, norm, bool(overflowed))
+        loss, norm, overflowed, *changed = measured.tolist()
+        return cls(loss, norm, bool(overflowed), list(map(bool, changed)))
 
     @property
     def is_usable(self) -> bool:
         return math.isfinite(self.loss) and (math.isfinite(self.norm) or self.overflowed)
 
 
-def load_steps(inputs: Inputs, progress: Progress, num_workers: int) -> Iterator[Step]:
-    """The steps from the next one to the last, with this process's share of their batches. Raises Unfinished: they
-    cannot be made, or a process that collates them has died."""
-    device, rank, size = inputs.compute.device, inputs.compute.world.rank, inputs.compute.world.size
+def load_steps(
+    inputs: Inputs, progress: Progress, share: Callable[[list[MicroBatch]], list[MicroBatch]], num_workers: int
+) -> Iterator[Step]:
+    """The steps from the next one to the last, with the batches of this process's `share` of each. Raises Unfinished:
+    they cannot be made, or a process that collates them has died."""
+    device = inputs.compute.device
     plan = [inputs.plan.steps(progress.step + 1, inputs.total_steps) for _ in range(2)]
-    rows = (micro_batch.rows for step in plan[0] for micro_batch in share(step, rank, size))
+    rows = (micro_batch.rows for step in plan[0] for micro_batch in share(step))
     loader = make_loader(inputs.train_split, rows, inputs.tokenizer, device, num_workers, ignore_stop_signals)
     batches: Iterator[Batch] | None = None
     workers: list[BaseProcess] = []
@@ -95,7 +100,7 @@ def load_steps(inputs: Inputs, progress: Progress, num_workers: int) -> Iterator
                     # The loader's own handler raises wherever the loop is, half-way through a step too; `next` finds
                     # out as well.
                     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            mine = [(micro_batch, next(batches)) for micro_batch in share(step, rank, size)]
+            mine = [(micro_batch, next(batches)) for micro_batch in share(step)]
         except Exception as error:
             # In which words a dead one is noticed depends on what it was doing.
             # One that died before it was listed is not among them.
@@ -114,4 +119,4 @@ def load_steps(inputs: Inputs, progress: Progress, num_workers: int) -> Iterator
                 "with fewer num_workers if it happens again"
             )
             raise Unfinished(Ending(Outcome.STOPPED, line, alone=True)) from error
-        yield Step(step[0].step, [row for micro_batch in step for row in micro_batch.rows], mine)
+        yield Step(step[0].step, len(step), [row for micro_batch in step for row in micro_batch.rows], mine)

@@ -22,7 +22,7 @@ from stages.batches.collate import make_loader
 from stages.config.schema import FACTORY, Params, is_custom
 from stages.ground.errors import UserError, located, quote, user_code
 from stages.modeling import codec
-from stages.modeling.buffers import remember_buffers
+from stages.modeling.buffers import Buffers
 from stages.modeling.build import extra_state, load_model, save_model
 from stages.modeling.head import head_of
 from stages.modeling.losses import loss_name, own_state
@@ -162,7 +162,7 @@ def _check_rebuilt(model: nn.Module, expected: NDArray[np.float32], params: Para
     with tempfile.TemporaryDirectory() as folder:
         save_model(model, Path(folder), params.model)
         rebuilt = load_model(Path(folder), scorer.compute.device, params.model.source)
-    found = scorer(lambda: Parallel(rebuilt, scorer.compute)).logits
+    found = scorer(lambda: Parallel(rebuilt)).logits
     if not np.allclose(found, expected, rtol=1e-4, atol=1e-5, equal_nan=True):
         raise UserError(
             f"model.source {quote(params.model.source)}: saved and built again, the model gives other logits, so it "
@@ -183,7 +183,7 @@ def _label(label: Tensor, names: tuple[str, ...]) -> str:
 @contextmanager
 def _untouched(model: nn.Module) -> Iterator[None]:
     """Training mode; running statistics, gradients and the mode are put back."""
-    put_buffers_back = remember_buffers(model)
+    buffers = Buffers(model)
     was_training = model.training
     model.train()
     try:
@@ -191,7 +191,7 @@ def _untouched(model: nn.Module) -> Iterator[None]:
     finally:
         model.train(was_training)
         model.zero_grad(set_to_none=True)
-        put_buffers_back()
+        buffers.put_back()
 
 
 def _check_devices(model: nn.Module, device: torch.device) -> None:

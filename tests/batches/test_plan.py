@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from stages.batches import plan as batch_plan
 from stages.batches.permutation import Permutation
-from stages.batches.plan import BatchPlan, MicroBatch, PlanShape, share, write_epoch
+from stages.batches.plan import BatchPlan, PlanShape, write_epoch
 from stages.ground.errors import UserError
 
 SIZES = st.tuples(st.integers(1, 400), st.integers(1, 6), st.integers(1, 6))
@@ -151,13 +151,3 @@ def test_max_steps_overrides_the_number_of_epochs() -> None:
 def test_missing_plan_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="dvc repro build_loaders"):
         BatchPlan(tmp_path)
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 4, 7])
-def test_processes_share_every_micro_batch_of_a_step_once_and_none_is_idle(size: int) -> None:
-    for length in range(1, 9):
-        step = [MicroBatch(0, 5, number, [number]) for number in range(length)]
-        shares = [share(step, rank, size) for rank in range(size)]
-        counted = [m for part in shares for m in part if m.counted]
-        assert sorted(m.micro_batch for m in counted) == list(range(length))
-        assert all(shares)

@@ -20,7 +20,7 @@ from stages.batches.tokenized import Task
 from stages.config.read import read_yaml
 from stages.config.schema import ModelParams, TrainParams
 from stages.modeling import codec
-from stages.modeling.buffers import remember_buffers
+from stages.modeling.buffers import Buffers
 from stages.modeling.build import build_model, load_model, save_model
 from stages.modeling.forward import Forward
 from stages.modeling.losses import make_objective
@@ -71,10 +71,10 @@ def test_module_is_the_same_after_training_saving_and_a_checkpoint(what: str, tm
     source = f"{Odd.__module__}:Odd"
     params = ModelParams(source=f"factory:{source}", revision=None, kwargs={"what": what})
     model: Any = build_model(params, None, HEAD, 0)
-    put_back = remember_buffers(model)
+    buffers = Buffers(model)
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.ones(2, 3)).sum().backward()
-    put_back()
+    buffers.put_back()
     optimizer.step()
     model(torch.ones(2, 3))
     if what == "plain":
@@ -96,9 +96,9 @@ def test_module_is_the_same_after_training_saving_and_a_checkpoint(what: str, tm
 
 def test_look_at_a_model_leaves_its_extra_state_as_it_was() -> None:
     model: Any = Odd("tensor")
-    put_back = remember_buffers(model)
+    buffers = Buffers(model)
     model.extra["t"] += 1
-    put_back()
+    buffers.put_back()
     assert model.extra["t"].tolist() == [1, 1]
 
 

@@ -203,9 +203,8 @@ def test_loader_process_that_dies_before_it_is_listed_is_told_as_a_killed_one(
 
     monkeypatch.setattr("stages.training.steps.make_loader", Loader)
     step = [SimpleNamespace(step=1, micro_batch=0, rows=[0])]
-    world = SimpleNamespace(rank=0, size=1)
     inputs: Any = SimpleNamespace(
-        compute=SimpleNamespace(device=None, world=world),
+        compute=SimpleNamespace(device=None),
         plan=SimpleNamespace(steps=lambda first, last: iter([step])),
         total_steps=1,
         train_split=None,
@@ -214,7 +213,7 @@ def test_loader_process_that_dies_before_it_is_listed_is_told_as_a_killed_one(
     before = signal.getsignal(signal.SIGCHLD)
     try:
         with pytest.raises(Unfinished) as ended:
-            next(load_steps(inputs, Progress(), 2))
+            next(load_steps(inputs, Progress(), list, 2))
     finally:
         signal.signal(signal.SIGCHLD, before)
     assert ended.value.ending.outcome is Outcome.STOPPED

@@ -50,7 +50,7 @@ def split(rows: int) -> datasets.Dataset:
 
 def predict(model: nn.Module, rows: datasets.Dataset, objective: Objective, size: int, seed: int = 0) -> Predictions:
     compute = Compute(CPU, seed=seed)
-    return Scorer(rows, None, objective, size, compute)(lambda: Parallel(model, compute))
+    return Scorer(rows, None, objective, size, compute)(lambda: Parallel(model))
 
 
 def test_model_that_draws_in_eval_mode_draws_the_same_each_time() -> None:
@@ -85,7 +85,7 @@ class Rank(World):
     def gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
         return [tensor]
 
-    def broadcast(self, tensor: torch.Tensor) -> None: ...
+    def broadcast(self, tensor: torch.Tensor, source: int = 0) -> None: ...
 
 
 class Counting(Sampling):
@@ -114,7 +114,7 @@ def test_batches_are_those_of_one_process_and_every_process_has_equally_many_pas
     for rank in range(size):
         model.passes = 0
         compute = Compute(CPU, world=Rank(rank, size))
-        found = Scorer(rows, None, objective, 7, compute)(lambda compute=compute: Parallel(model, compute))  # type: ignore[misc]
+        found = Scorer(rows, None, objective, 7, compute)(lambda compute=compute: Parallel(model))  # type: ignore[misc]
         mine = torch.from_numpy(found.logits)
         assert not logits[mine.any(1)].any()  # another process's
         logits += mine if mine.shape[1] else 0
@@ -150,11 +150,11 @@ def _an_atom_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_prediction_killed_again_and_again_computes_each_batch_once_or_twice(tmp_path: Path, model: nn.Module) -> None:
     rows, compute, passes = split(100), Compute(CPU), []
     scorer_of = Scorer(rows, None, make_objective(train_params(), TASK, rows, CPU), 7, compute)
-    undisturbed = scorer_of(lambda: Parallel(model, compute))
+    undisturbed = scorer_of(lambda: Parallel(model))
     model.register_forward_hook(lambda *_: passes.append(1))
     for _ in range(15):  # two batches a start, of which the second is lost
         with contextlib.suppress(KeyboardInterrupt):
-            resumed = scorer_of(lambda: Parallel(model, compute), killed_after(2), make_kept(tmp_path))
+            resumed = scorer_of(lambda: Parallel(model), killed_after(2), make_kept(tmp_path))
     assert resumed.logits.tobytes() == undisturbed.logits.tobytes()
     assert resumed.loss == undisturbed.loss
     assert len(passes) <= 2 * len(scorer_of.batches)
@@ -168,7 +168,7 @@ def test_damaged_predictions_are_computed_again(
 ) -> None:
     rows, compute, model = split(50), Compute(CPU), Sampling()
     scorer_of = Scorer(rows, None, make_objective(train_params(), TASK, rows, CPU), 7, compute)
-    undisturbed = scorer_of(lambda: Parallel(model, compute), kept=make_kept(tmp_path))
+    undisturbed = scorer_of(lambda: Parallel(model), kept=make_kept(tmp_path))
     (first, *_) = sorted(tmp_path.glob("*/atoms/*/batches.safetensors"))
     content = bytearray(first.read_bytes())
     content[-1] ^= 1
@@ -181,7 +181,7 @@ def test_damaged_predictions_are_computed_again(
         first.write_bytes(content if damage == "bit" else content[:-20])
     passes: list[int] = []
     model.register_forward_hook(lambda *_: passes.append(1))
-    again = scorer_of(lambda: Parallel(model, compute), kept=make_kept(tmp_path))
+    again = scorer_of(lambda: Parallel(model), kept=make_kept(tmp_path))
     assert again.logits.tobytes() == undisturbed.logits.tobytes()
     assert len(passes) == 1
     assert ("is damaged and is computed again" in capsys.readouterr().err) == (damage != "forged")
@@ -193,10 +193,10 @@ def test_predictions_of_another_environment_are_computed_again(
 ) -> None:
     rows, compute, model = split(50), Compute(CPU), Sampling()
     scorer_of = Scorer(rows, None, make_objective(train_params(), TASK, rows, CPU), 7, compute)
-    scorer_of(lambda: Parallel(model, compute), kept=make_kept(tmp_path))
+    scorer_of(lambda: Parallel(model), kept=make_kept(tmp_path))
     passes: list[int] = []
     model.register_forward_hook(lambda *_: passes.append(1))
-    scorer_of(lambda: Parallel(model, compute), kept=make_kept(tmp_path, "other"))
+    scorer_of(lambda: Parallel(model), kept=make_kept(tmp_path, "other"))
     assert len(passes) == len(scorer_of.batches)
     assert "8 pieces were computed in another environment" in capsys.readouterr().err
 
@@ -216,5 +216,5 @@ def test_prediction_is_left_at_the_next_batch_and_the_model_trains_on() -> None:
     compute, asked = Compute(CPU), iter([False, False, True])
     predict_rows = Scorer(rows, None, make_objective(train_params(), TASK, rows, CPU), 16, compute)
     with pytest.raises(Stopped):
-        predict_rows(lambda: Parallel(model, compute), lambda: next(asked))
+        predict_rows(lambda: Parallel(model), lambda: next(asked))
     assert model.training

@@ -12,7 +12,6 @@ from torch import nn
 from stages.config.read import read_yaml
 from stages.config.schema import Params
 from stages.keeping.folder import RunFolder
-from stages.modeling.compute import Compute
 from stages.modeling.parallel import Parallel
 from stages.run.checkpoint import Checkpoints, Snapshot
 from stages.run.history import History
@@ -52,7 +51,7 @@ def make_state(seed: int = 0) -> TrainState:
     model = make_model()
     optimizer = torch.optim.AdamW(model.parameters())
     return TrainState(
-        parallel=Parallel(model, Compute(CPU)),
+        parallel=Parallel(model),
         optimizer=optimizer,
         schedule=cast(Schedule, EveryStep(optimizer)),
         scaler=torch.amp.GradScaler("cpu", enabled=False),

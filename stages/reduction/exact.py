@@ -1,0 +1,194 @@
+"""`train.reduction: exact`: the same bits for any number of processes, and for any change of it.
+
+A step's gradient is the sum of its micro-batches' along the tree of `stages.reduction.tree`. Each micro-batch's
+gradient is a fresh one; a process folds those of its share, which is contiguous, and parameters travel in buckets, each
+while the backward pass of the share's last micro-batch is still at the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from stages.batches.plan import MicroBatch, shares
+from stages.ground.errors import UserError
+from stages.modeling.buffers import Buffers
+from stages.modeling.parallel import Parallel
+from stages.modeling.world import World
+from stages.reduction.exchange import Exchange
+from stages.reduction.left import Left
+from stages.reduction.tree import Fold, Node, roots
+
+BUCKET_BYTES = 25 * 2**20  # DDP's
+Gradients = list[Tensor | None]
+
+
+class Exact:
+    """Of the model in `parallel` in the processes of `world` (see `stages.reduction.base`)."""
+
+    def __init__(self, parallel: Parallel, world: World) -> None:
+        self._parallel, self._world = parallel, world
+        self._buckets: list[_Bucket] = []
+        self._hooks: list[RemovableHandle] = []
+        self._count, self._shares, self._nodes = 0, list[range](), list[list[Node]]()
+        self._left: Left | None = None
+        self._sending: int | None = None  # the micro-batch whose backward pass sends
+        self._sent = 0
+
+    def start(self) -> None:
+        self._parallel.train_through(self._parallel.plain)
+
+    def stop(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks, self._buckets = [], []
+
+    def share(self, step: Sequence[MicroBatch]) -> list[MicroBatch]:
+        mine = shares(len(step), self._world.size)[self._world.rank]
+        return list(step[mine.start : mine.stop])
+
+    def begin(self, micro_batches: int, buffers: Buffers) -> None:
+        self._count, self._shares = micro_batches, shares(micro_batches, self._world.size)
+        self._left = None
+        if self._is_simple:
+            return
+        self._nodes = [roots(part, micro_batches) for part in self._shares]
+        self._left = Left(buffers, micro_batches, self._world)
+        self._lay_out([p for p in self._parallel.model.parameters() if p.requires_grad])
+        self._sent = 0
+        for bucket in self._buckets:
+            bucket.begin(micro_batches)
+
+    def gather(self, values: Tensor) -> Tensor:
+        return self._world.gather_shares(values, self._shares)
+
+    @contextmanager
+    def micro_batch(self, number: int) -> Iterator[None]:
+        if self._is_simple:
+            yield
+            return
+        sends = self._world.size > 1 and number == self._shares[self._world.rank][-1]
+        self._sending = number if sends else None
+        yield
+        self._sending = None
+        for bucket in self._buckets[self._sent :]:
+            bucket.take(number)
+        assert self._left is not None
+        self._left.take(number)
+
+    def finish(self) -> Tensor:
+        if self._left is None:
+            return torch.zeros(0)
+        if self._world.size == 1:
+            for bucket in self._buckets:
+                bucket.give(bucket.fold.root())
+        else:
+            self._finish_sending()
+        return self._left.changed()
+
+    def settle(self, changed: list[bool]) -> None:
+        if self._left is not None:
+            self._left.settle(changed)
+            self._left = None
+
+    @property
+    def _is_simple(self) -> bool:
+        """Whether what a backward pass leaves is the step's gradient already."""
+        return self._count == self._world.size == 1
+
+    def _finish_sending(self) -> None:
+        for bucket in self._buckets[self._sent :]:
+            self._send(bucket)
+        for bucket in self._buckets:
+            bucket.exchange.combine(self._count)
+        present = iter(self._world.maximum(*(int(there) for bucket in self._buckets for there in bucket.present)))
+        for bucket in self._buckets:
+            bucket.give([value if next(present) else None for value in bucket.exchange.result()])
+
+    def _send(self, bucket: _Bucket) -> None:
+        bucket.send(self._nodes, self._world.rank)
+        self._sent += 1
+
+    def _on_gradient(self, bucket: _Bucket, parameter: nn.Parameter) -> None:
+        """A parameter's gradient of a micro-batch is whole. Buckets are sent in one order in all processes."""
+        if self._sending is None:
+            return
+        if id(parameter) not in bucket.waiting:
+            raise UserError(
+                "model.source: a parameter is given its gradient in several parts of a backward pass, as "
+                "gradient checkpointing with use_reentrant=True does, so that several processes cannot tell when it is "
+                "whole; write use_reentrant=False, or train.reduction: fast"
+            )
+        bucket.waiting.remove(id(parameter))
+        while self._sent < len(self._buckets) and not self._buckets[self._sent].waiting:
+            following = self._buckets[self._sent]
+            following.take(self._sending)
+            self._send(following)
+
+    def _lay_out(self, trained: list[nn.Parameter]) -> None:
+        """Buckets of the parameters that are trained, if those are others than before: in about the order in which
+        backward passes come to them."""
+        known = [parameter for bucket in self._buckets for parameter in bucket.parameters]
+        if {id(parameter) for parameter in known} == {id(parameter) for parameter in trained}:
+            return
+        self.stop()
+        groups: list[list[nn.Parameter]] = []
+        room: dict[tuple[torch.dtype, torch.device], int] = {}  # bytes left in the newest group of a kind
+        newest: dict[tuple[torch.dtype, torch.device], list[nn.Parameter]] = {}
+        for parameter in reversed(trained):
+            kind = parameter.dtype, parameter.device
+            if room.get(kind, 0) <= 0:
+                room[kind], newest[kind] = BUCKET_BYTES, []
+                groups.append(newest[kind])
+            newest[kind].append(parameter)
+            room[kind] -= parameter.nbytes
+        self._buckets = [_Bucket(group, Exchange(group, self._world)) for group in groups]
+        if self._world.size > 1:
+            for bucket in self._buckets:
+                hook: Callable[[nn.Parameter], None] = partial(self._on_gradient, bucket)
+                self._hooks += [p.register_post_accumulate_grad_hook(hook) for p in bucket.parameters]
+
+
+class _Bucket:
+    """Parameters whose gradients are folded and sent together."""
+
+    def __init__(self, parameters: list[nn.Parameter], exchange: Exchange) -> None:
+        self.parameters, self.exchange = parameters, exchange
+        self.fold: Fold[Gradients] = Fold(0, _add)
+        self.waiting: set[int] = set()  # parameters whose gradient is not whole yet
+        self.present: list[bool] = []
+
+    def begin(self, count: int) -> None:
+        """A step of `count` micro-batches."""
+        self.fold = Fold(count, _add)
+        self.waiting = {id(parameter) for parameter in self.parameters}
+
+    def take(self, number: int) -> None:
+        """Fold the gradients that the micro-batch of that number left; the next one begins anew."""
+        self.fold.put((0, number), [parameter.grad for parameter in self.parameters])
+        self.give([None] * len(self.parameters))
+
+    def send(self, nodes: list[list[Node]], rank: int) -> None:
+        """Begin with their way; `nodes` are every process's."""
+        mine = [self.fold.nodes[node] for node in nodes[rank]]
+        self.present = [any(value is not None for value in values) for values in zip(*mine, strict=True)] or [
+            False for _ in self.parameters
+        ]
+        self.exchange.send(nodes, mine)
+
+    def give(self, gradients: Gradients) -> None:
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+
+
+def _add(left: Gradients, right: Gradients) -> Gradients:
+    """Where a parameter was not used there is nothing to add."""
+    both = [(a, b) for a, b in zip(left, right, strict=True) if a is not None and b is not None]
+    if both:
+        torch._foreach_add_([a for a, _ in both], [b for _, b in both])
+    return [b if a is None else a for a, b in zip(left, right, strict=True)]

@@ -1,0 +1,109 @@
+"""Sums of tensors over all processes along the tree of `stages.reduction.tree`, at about the traffic of an all-reduce.
+
+Laid end to end, the tensors are cut into one slice a process. Each process is sent its slice of every subtree's root,
+adds them in the tree's order, and the finished slices are gathered. With n elements, p processes and s roots of its own
+a process sends n (s + 1) (p - 1) / p elements; a ring's all-reduce sends 2 n (p - 1) / p.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from stages.modeling.world import World
+from stages.reduction.tree import Fold, Node
+
+# As the allocator of CUDA does: kernels that reduce a tensor may cut it otherwise where it begins elsewhere.
+ALIGNMENT_BYTES = 512
+# Changes no number that it is added to, not even -0.0.
+NOTHING = -0.0
+
+
+class Exchange:
+    """The way of tensors of one type on one device, of the shapes and strides of `like`, through all processes of
+    `world`: `send`, `combine` and `result`, in all of them equally often and in the same order."""
+
+    def __init__(self, like: Sequence[Tensor], world: World) -> None:
+        self._world, self._like = world, like
+        item = like[0].element_size()
+        align = ALIGNMENT_BYTES // item
+        self._offsets, end = [], 0
+        for tensor in like:
+            self._offsets.append(end)
+            end += -(-tensor.numel() // align) * align
+        self._slice = -(-end // world.size)
+        # That of a new tensor like it, as a gradient has it.
+        self._strides = [torch.empty_like(tensor, device="meta").stride() for tensor in like]
+        self._storage = self._incoming = like[0].new_zeros(0)
+        self._nodes: list[list[Node]] = []
+        self._work: dist.Work | None = None
+
+    def send(self, nodes: list[list[Node]], values: Sequence[Sequence[Tensor | None]]) -> None:
+        """Begin with the way of this process's roots.
+
+        Args:
+            nodes: those of every process, from left to right.
+            values: of this process's nodes the tensors; None stands for zeros.
+        """
+        self._nodes = nodes
+        size, length, number = self._world.size, self._slice, len(values)
+        if self._storage.numel() != max(number, 1) * size * length:
+            self._storage = self._storage.new_zeros(max(number, 1) * size * length)
+        by_receiver = self._storage.view(size, max(number, 1), length)
+        for index, tensors in enumerate(values):
+            # Alone, a root lies there as it is.
+            flat = self._storage if number == 1 else self._storage.new_zeros(size * length)
+            self._fill(flat, tensors)
+            if number > 1:
+                by_receiver[:, index].copy_(flat.view(size, length))
+        rows = [len(theirs) for theirs in nodes]
+        if self._incoming.numel() != sum(rows) * length:
+            self._incoming = self._storage.new_empty(sum(rows) * length)
+        item = length * self._storage.element_size()
+        # As bytes: the backend need not know the type, as it adds nothing.
+        self._work = dist.all_to_all_single(
+            self._incoming.view(torch.uint8),
+            self._storage[: number * size * length].view(torch.uint8),
+            [theirs * item for theirs in rows],
+            [number * item] * size,
+            async_op=True,
+        )
+
+    def combine(self, count: int) -> None:
+        """Add up this process's slice, of `count` micro-batches in all, and begin to gather."""
+        assert self._work is not None
+        self._work.wait()
+        fold = Fold(count, Tensor.add_)
+        rows = self._incoming.view(-1, self._slice)
+        for node, row in zip(chain.from_iterable(self._nodes), rows, strict=True):
+            fold.put(node, row)
+        whole = list(self._whole.view(torch.uint8).chunk(self._world.size))
+        self._work = dist.all_gather(whole, fold.root().view(torch.uint8), async_op=True)
+
+    def result(self) -> list[Tensor]:
+        """The sums, in memory that the next `send` writes to."""
+        assert self._work is not None
+        self._work.wait()
+        self._work = None
+        return self._views(self._whole)
+
+    @property
+    def _whole(self) -> Tensor:
+        return self._storage[: self._world.size * self._slice]
+
+    def _fill(self, flat: Tensor, tensors: Sequence[Tensor | None]) -> None:
+        pairs = list(zip(self._views(flat), tensors, strict=True))
+        there = [(view, tensor) for view, tensor in pairs if tensor is not None]
+        if there:
+            torch._foreach_copy_([view for view, _ in there], [tensor for _, tensor in there])
+        for view, tensor in pairs:
+            if tensor is None:
+                view.fill_(NOTHING)
+
+    def _views(self, flat: Tensor) -> list[Tensor]:
+        places = zip(self._like, self._strides, self._offsets, strict=True)
+        return [flat.as_strided(like.shape, stride, offset) for like, stride, offset in places]

@@ -1,0 +1,122 @@
+"""A step's gradient, loss, buffers and extra state: the same bits, whatever the model and however many processes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from stages.batches.plan import MicroBatch
+from stages.ground.errors import UserError
+from stages.modeling.buffers import Buffers
+from stages.modeling.parallel import Parallel
+from stages.modeling.world import World
+from stages.reduction.exact import Exact
+from stages.reduction.exchange import Exchange
+from tests.support.processes import end_of, start_in_folders
+from tests.support.project import ROOT
+from tests.support.summing import MODELS
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The repository, in a folder beside which a run may write."""
+    folder = tmp_path_factory.mktemp("here") / "repo"
+    folder.symlink_to(ROOT)
+    return folder
+
+
+def summed(here: Path, kind: str, processes: int) -> dict[str, str]:
+    """The digests that `processes` come to, which are those of each of them."""
+    started = start_in_folders([here] * processes, "tests.support.summing", arguments=[kind])
+    outputs = end_of(started, *[0] * processes)
+    found = [json.loads(output.splitlines()[-1]) for output in outputs]
+    assert all(theirs == found[0] for theirs in found)
+    return found[0]
+
+
+@pytest.fixture(scope="module")
+def alone(here: Path) -> dict[str, str]:
+    return summed(here, "exact", 1)
+
+
+@pytest.mark.parametrize("processes", [2, 3, 4, 8])
+def test_any_number_of_processes_comes_to_the_same_bits_for_every_kind_of_model(
+    here: Path, alone: dict[str, str], processes: int
+) -> None:
+    assert summed(here, "exact", processes) == alone
+    assert alone.keys() == MODELS.keys()
+
+
+def one_step(model: nn.Module, rows: list[torch.Tensor]) -> None:
+    """A step of a micro-batch a tensor, in this process alone."""
+    parallel = Parallel(model)
+    reduction = Exact(parallel, World())
+    reduction.start()
+    reduction.begin(len(rows), Buffers(model))
+    for micro_batch in reduction.share([MicroBatch(0, 1, number, []) for number in range(len(rows))]):
+        with reduction.micro_batch(micro_batch.micro_batch):
+            parallel.forward({"features": rows[micro_batch.micro_batch]}).sum().backward()
+    reduction.settle(list(map(bool, reduction.finish().tolist())))
+
+
+def test_gradient_is_the_sum_along_the_tree_and_not_in_order() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    # In order: (((1 + 2^-24) + 2^-24) + 2^-24) is 1; along the tree the last two come to 2^-23, which counts.
+    one_step(model, [torch.full((1, 1), value) for value in (1.0, 2.0**-24, 2.0**-24, 2.0**-24)])
+    assert model.weight.grad is not None
+    assert model.weight.grad.item() == 1 + 2.0**-23
+
+
+def test_running_statistics_are_the_mean_of_what_micro_batches_leave_and_counters_count_steps() -> None:
+    model = nn.BatchNorm1d(2, momentum=0.5)
+    rows = [torch.full((4, 2), value) for value in (2.0, 4.0, 12.0)]
+    one_step(model, rows)
+    # Each leaves 0.5 * 0 + 0.5 * its mean.
+    assert model.running_mean is not None
+    assert model.running_mean.tolist() == [3.0, 3.0]
+    assert model.num_batches_tracked is not None
+    assert model.num_batches_tracked.item() == 1
+
+
+def test_one_micro_batch_in_one_process_is_left_as_it_is() -> None:
+    model = nn.BatchNorm1d(2)
+    expected = nn.BatchNorm1d(2)
+    rows = torch.rand(4, 2)
+    expected(rows).sum().backward()
+    one_step(model, [rows])
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(model.buffers(), expected.buffers(), strict=True))
+    assert not any(parameter._post_accumulate_grad_hooks for parameter in model.parameters())
+
+
+def test_parameter_that_no_micro_batch_used_has_no_gradient() -> None:
+    model = MODELS["unused"]()
+    one_step(model, [torch.full((1, 5), value) for value in (0.1, 0.9, 0.2)])
+    given = {name: parameter.grad is not None for name, parameter in model.named_parameters()}
+    assert given == {"always": True, "sometimes": True, "never": False}
+
+
+class Reentrant(nn.Module):
+    """A layer within a checkpointed part, and once more outside of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        inner: torch.Tensor = checkpoint(self.layer, self.layer(features), use_reentrant=True)
+        return inner
+
+
+def test_gradient_that_comes_after_it_was_sent_is_refused_and_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Exchange, "send", lambda *_: None)
+    model = Reentrant()
+    parallel = Parallel(model)
+    reduction = Exact(parallel, World(0, 2))
+    reduction.begin(2, Buffers(model))
+    with pytest.raises(UserError, match="use_reentrant=False"), reduction.micro_batch(0):
+        parallel.forward({"features": torch.rand(3, 2)}).sum().backward()
