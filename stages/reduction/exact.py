@@ -37,8 +37,8 @@ class Exact:
         self._hooks: list[RemovableHandle] = []
         self._count, self._shares, self._nodes = 0, list[range](), list[list[Node]]()
         self._left: Left | None = None
-        self._sending: int | None = None  # the micro-batch whose backward pass sends
-        self._sent = 0
+        self._number: int | None = None  # of the micro-batch that runs
+        self._taken = 0  # so many buckets have its gradients
 
     def start(self) -> None:
         self._parallel.train_through(self._parallel.plain)
@@ -60,9 +60,8 @@ class Exact:
         self._nodes = [roots(part, micro_batches) for part in self._shares]
         self._left = Left(buffers, micro_batches, self._world)
         self._lay_out([p for p in self._parallel.model.parameters() if p.requires_grad])
-        self._sent = 0
         for bucket in self._buckets:
-            bucket.begin(micro_batches)
+            bucket.fold = Fold(micro_batches, _add)
 
     def gather(self, values: Tensor) -> Tensor:
         return self._world.gather_shares(values, self._shares)
@@ -72,12 +71,13 @@ class Exact:
         if self._is_simple:
             yield
             return
-        sends = self._world.size > 1 and number == self._shares[self._world.rank][-1]
-        self._sending = number if sends else None
+        self._number, self._taken = number, 0
+        for bucket in self._buckets:
+            bucket.waiting = {id(parameter) for parameter in bucket.parameters}
         yield
-        self._sending = None
-        for bucket in self._buckets[self._sent :]:
-            bucket.take(number)
+        while self._taken < len(self._buckets):  # with parameters that were not used
+            self._take_next()
+        self._number = None
         assert self._left is not None
         self._left.take(number)
 
@@ -102,33 +102,37 @@ class Exact:
         return self._count == self._world.size == 1
 
     def _finish_sending(self) -> None:
-        for bucket in self._buckets[self._sent :]:
-            self._send(bucket)
+        if not self._shares[self._world.rank]:
+            for bucket in self._buckets:
+                bucket.send(self._nodes, self._world.rank)
         for bucket in self._buckets:
             bucket.exchange.combine(self._count)
         present = iter(self._world.maximum(*(int(there) for bucket in self._buckets for there in bucket.present)))
         for bucket in self._buckets:
             bucket.give([value if next(present) else None for value in bucket.exchange.result()])
 
-    def _send(self, bucket: _Bucket) -> None:
-        bucket.send(self._nodes, self._world.rank)
-        self._sent += 1
-
     def _on_gradient(self, bucket: _Bucket, parameter: nn.Parameter) -> None:
-        """A parameter's gradient of a micro-batch is whole. Buckets are sent in one order in all processes."""
-        if self._sending is None:
+        """A parameter's gradient of a micro-batch is whole."""
+        if self._number is None:
             return
         if id(parameter) not in bucket.waiting:
             raise UserError(
-                "model.source: a parameter is given its gradient in several parts of a backward pass, as "
-                "gradient checkpointing with use_reentrant=True does, so that several processes cannot tell when it is "
-                "whole; write use_reentrant=False, or train.reduction: fast"
+                "model.source: a parameter is given its gradient in several parts of a backward pass, as gradient "
+                "checkpointing with use_reentrant=True does with one that it shares, so that nobody can tell when it "
+                "is whole; write use_reentrant=False, or train.reduction: fast"
             )
         bucket.waiting.remove(id(parameter))
-        while self._sent < len(self._buckets) and not self._buckets[self._sent].waiting:
-            following = self._buckets[self._sent]
-            following.take(self._sending)
-            self._send(following)
+        while self._taken < len(self._buckets) and not self._buckets[self._taken].waiting:
+            self._take_next()
+
+    def _take_next(self) -> None:
+        """Fold a bucket's gradients, and send it if there are no more. In one order in all processes."""
+        assert self._number is not None
+        bucket = self._buckets[self._taken]
+        bucket.take(self._number)
+        if self._world.size > 1 and self._number == self._shares[self._world.rank][-1]:
+            bucket.send(self._nodes, self._world.rank)
+        self._taken += 1
 
     def _lay_out(self, trained: list[nn.Parameter]) -> None:
         """Buckets of the parameters that are trained, if those are others than before: in about the order in which
@@ -148,10 +152,9 @@ class Exact:
             newest[kind].append(parameter)
             room[kind] -= parameter.nbytes
         self._buckets = [_Bucket(group, Exchange(group, self._world)) for group in groups]
-        if self._world.size > 1:
-            for bucket in self._buckets:
-                hook: Callable[[nn.Parameter], None] = partial(self._on_gradient, bucket)
-                self._hooks += [p.register_post_accumulate_grad_hook(hook) for p in bucket.parameters]
+        for bucket in self._buckets:
+            hook: Callable[[nn.Parameter], None] = partial(self._on_gradient, bucket)
+            self._hooks += [p.register_post_accumulate_grad_hook(hook) for p in bucket.parameters]
 
 
 class _Bucket:
@@ -159,14 +162,9 @@ class _Bucket:
 
     def __init__(self, parameters: list[nn.Parameter], exchange: Exchange) -> None:
         self.parameters, self.exchange = parameters, exchange
-        self.fold: Fold[Gradients] = Fold(0, _add)
+        self.fold: Fold[Gradients] = Fold(0, _add)  # anew for every step
         self.waiting: set[int] = set()  # parameters whose gradient is not whole yet
         self.present: list[bool] = []
-
-    def begin(self, count: int) -> None:
-        """A step of `count` micro-batches."""
-        self.fold = Fold(count, _add)
-        self.waiting = {id(parameter) for parameter in self.parameters}
 
     def take(self, number: int) -> None:
         """Fold the gradients that the micro-batch of that number left; the next one begins anew."""

@@ -22,6 +22,9 @@ ALIGNMENT_BYTES = 512
 # Changes no number that it is added to, not even -0.0.
 NOTHING = -0.0
 
+# The second is its name up to torch 2.12.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
 
 class Exchange:
     """The way of tensors of one type on one device, of the shapes and strides of `like`, through all processes of
@@ -81,8 +84,7 @@ class Exchange:
         rows = self._incoming.view(-1, self._slice)
         for node, row in zip(chain.from_iterable(self._nodes), rows, strict=True):
             fold.put(node, row)
-        whole = list(self._whole.view(torch.uint8).chunk(self._world.size))
-        self._work = dist.all_gather(whole, fold.root().view(torch.uint8), async_op=True)
+        self._work = _all_gather(self._whole.view(torch.uint8), fold.root().view(torch.uint8), async_op=True)
 
     def result(self) -> list[Tensor]:
         """The sums, in memory that the next `send` writes to."""

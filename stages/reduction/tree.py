@@ -30,8 +30,8 @@ def roots(numbers: range, count: int) -> list[Node]:
 
 @dataclass
 class Fold(Generic[T]):
-    """Sums what is put in, in the order of the numbers that it is of, to the fewest subtrees: of all numbers never more
-    than log2 of them are held. `add` may change its first argument."""
+    """Sums what is put in, in the order of the numbers that it is of, to the fewest subtrees. From number 0 on at most
+    log2(numbers) + 1 are held at a time, from elsewhere twice as many. `add` may change its first argument."""
 
     count: int
     add: Callable[[T, T], T]

@@ -19,8 +19,8 @@ from tests.support.project import ROOT
 DVC = read_yaml(ROOT / "dvc.yaml")["stages"]
 STAGE_MODULES = {"tokenize", "build_loaders", "train", "evaluate", "select_best", "launch", "__main__"}
 # Rooms, from the ground up: each may import those before it. A stage imports rooms, and no room a stage.
-ROOMS = ("ground", "tasks", "config", "keeping", "batches", "data", "modeling", "metrics", "scoring", "run", "training",
-         "watching", "report", "custom", "repro")  # fmt: skip
+ROOMS = ("ground", "tasks", "config", "keeping", "batches", "data", "modeling", "metrics", "scoring", "reduction",
+         "run", "training", "watching", "report", "custom", "repro")  # fmt: skip
 # What a stage lists, as it is in a room that the stage needs, and does not import.
 NOT_IMPORTED = {
     "tokenize": {

@@ -1,4 +1,4 @@
-"""Steps of odd models in as many processes as the environment says: `python -m tests.support.summing exact` prints, by
+"""Steps of odd models in as many processes as the environment says: `python -m tests.support.summing cpu` prints, by
 model, a digest of every gradient, loss, buffer and extra state on the way."""
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from torch import Tensor, nn
 
 from stages.batches.plan import MicroBatch
 from stages.modeling.buffers import Buffers
-from stages.modeling.compute import Compute
+from stages.modeling.device import pick_device, set_arithmetic
 from stages.modeling.parallel import Parallel
 from stages.modeling.world import World
 from stages.reduction import exact
-from stages.reduction.base import Reduction
-from stages.reduction.fast import Fast
 
 # Micro-batches by step: subtrees that fit no share, and steps in which most of eight processes are idle.
 STEPS = (8, 3, 1, 5, 7, 2, 4, 6)
 
 
 class Unused(nn.Module):
-    """One parameter is used in no micro-batch, and one in some."""
+    """One parameter is used in no micro-batch, and two in some, one of them with gradients that are 0.0 or -0.0."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.always, self.sometimes, self.never = (nn.Parameter(torch.randn(5)) for _ in range(3))
+        self.always, self.sometimes, self.zero, self.never = (nn.Parameter(torch.randn(5)) for _ in range(4))
 
     def forward(self, features: Tensor) -> Tensor:
         used = self.always * features
-        return used + self.sometimes * features if float(features[0, 0]) > 0.5 else used
+        if float(features[0, 0]) < 0.5:
+            return used
+        return torch.cat([used[:1] + self.zero * 0.0, used[1:]]) + self.sometimes * features
 
 
 class Tied(nn.Module):
@@ -72,7 +72,7 @@ class Statistics(nn.Module):
             self.last = (features.sum() * 1000).long()
             self.short *= 1 - features.mean().half() / 100
             self.lowest = torch.minimum(self.lowest, features.min())
-            self.calls = {"number": self.calls["number"] + 1, "sum": self.calls["sum"] + features.sum()}
+            self.calls = {"number": self.calls["number"] + 1, "sum": self.calls["sum"] + features.sum().cpu()}
         return self.norm(self.layer(features))
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -120,12 +120,16 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def steps(name: str, reduction_of: Callable[[Parallel], Reduction]) -> str:
+def as_bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def steps(name: str, world: World, device: torch.device) -> str:
     """A digest of eight steps of this model; in the fourth its second parameter is not trained."""
     torch.manual_seed(0)
-    model = MODELS[name]()
+    model = MODELS[name]().to(device)
     parallel = Parallel(model)
-    reduction, digest = reduction_of(parallel), hashlib.sha256()
+    reduction, digest = exact.Exact(parallel, world), hashlib.sha256()
     reduction.start()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     for step, count in enumerate(STEPS):
@@ -133,20 +137,18 @@ def steps(name: str, reduction_of: Callable[[Parallel], Reduction]) -> str:
         model.train()
         buffers = Buffers(model)
         reduction.begin(count, buffers)
-        losses = [torch.zeros(0)]
+        losses = [torch.zeros(0, device=device)]
         for micro_batch in reduction.share([MicroBatch(0, step, number, []) for number in range(count)]):
             torch.manual_seed(100 * step + micro_batch.micro_batch)
             with reduction.micro_batch(micro_batch.micro_batch):
-                loss = parallel.forward({"features": torch.rand(4, 5)}).square().mean() / count
+                loss = parallel.forward({"features": torch.rand(4, 5).to(device)}).square().mean() / count
                 loss.backward()
             losses.append(loss.detach().reshape(1))
         changed = reduction.finish()
         reduction.settle(list(map(bool, changed.tolist())))
         gradients = [parameter.grad for parameter in model.parameters()]
         for tensor in (*gradients, *model.buffers(), reduction.gather(torch.cat(losses))):
-            digest.update(
-                b"none" if tensor is None else tensor.detach().reshape(-1).view(torch.uint8).numpy().tobytes()
-            )
+            digest.update(b"none" if tensor is None else as_bytes(tensor))
         digest.update(repr(model.state_dict().get("_extra_state")).encode())
         digest.update(repr([None if gradient is None else gradient.stride() for gradient in gradients]).encode())
         optimizer.step()
@@ -157,15 +159,12 @@ def steps(name: str, reduction_of: Callable[[Parallel], Reduction]) -> str:
 
 def main() -> None:
     torch.set_num_threads(1)
+    set_arithmetic(deterministic=True, tf32=False)
     exact.BUCKET_BYTES = 100  # so that there are several
-    world, device = World.from_environment(), torch.device("cpu")
+    world = World.from_environment()
+    device = pick_device(sys.argv[1], world.local_rank if world.size > 1 else None)
     world.join(device)
-    compute = Compute(device, world=world)
-    kinds: dict[str, Callable[[Parallel], Reduction]] = {
-        "exact": lambda parallel: exact.Exact(parallel, world),
-        "fast": lambda parallel: Fast(parallel, compute),
-    }
-    print(json.dumps({name: steps(name, kinds[sys.argv[1]]) for name in MODELS}))
+    print(json.dumps({name: steps(name, world, device) for name in MODELS}))
     world.leave()
 
 
