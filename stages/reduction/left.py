@@ -64,7 +64,7 @@ class Left:
             self._start.put_extra_state(self._world.broadcast_tree(extra_state, last))
 
     def _means(self, wanted: Sequence[int], parts: Sequence[range]) -> dict[int, Tensor]:
-        """Of those float buffers, by their numbers; in fp32 at least."""
+        """Of those float buffers, by their numbers; computed in fp32 at least."""
         place = {index: place for place, index in enumerate(self._floats)}
         nodes = [roots(part, self._count) for part in parts]
         found: dict[int, Tensor] = {}
@@ -73,7 +73,10 @@ class Left:
             group = [index for index in wanted if like[index].dtype == dtype]
             mine = [[self._fold.nodes[node][place[index]] for index in group] for node in nodes[self._world.rank]]
             sums = _everywhere([like[index] for index in group], nodes, mine, self._count, self._world)
-            found |= {index: value / self._count for index, value in zip(group, sums, strict=True)}
+            found |= {
+                index: (value / self._count).to(self._start.values[index].dtype)
+                for index, value in zip(group, sums, strict=True)
+            }
         return found
 
 

@@ -125,7 +125,7 @@ def as_bytes(tensor: Tensor) -> bytes:
 
 
 def steps(name: str, world: World, device: torch.device) -> str:
-    """A digest of eight steps of this model; in the fourth its second parameter is not trained."""
+    """A digest of eight steps of this model; in the first and the fourth its second parameter is not trained."""
     torch.manual_seed(0)
     model = MODELS[name]().to(device)
     parallel = Parallel(model)
@@ -133,7 +133,7 @@ def steps(name: str, world: World, device: torch.device) -> str:
     reduction.start()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     for step, count in enumerate(STEPS):
-        list(model.parameters())[1].requires_grad_(step != 3)
+        list(model.parameters())[1].requires_grad_(step not in (0, 3))
         model.train()
         buffers = Buffers(model)
         reduction.begin(count, buffers)
