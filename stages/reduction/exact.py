@@ -57,8 +57,8 @@ class Exact:
         self._left = None
         if self._is_simple:
             return
-        self._nodes = [roots(part, micro_batches) for part in self._shares]
-        self._left = Left(buffers, micro_batches, self._world)
+        self._nodes = [roots(share, micro_batches) for share in self._shares]
+        self._left = Left(buffers, self._shares, self._world)
         self._lay_out([p for p in self._parallel.model.parameters() if p.requires_grad])
         for bucket in self._buckets:
             bucket.fold = Fold(micro_batches, _add)

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stages.batches.plan import shares
 from stages.modeling.buffers import Buffers
 from stages.modeling.codec import Tree
 from stages.modeling.world import World
@@ -18,19 +17,21 @@ from stages.reduction.tree import Fold, Node, roots
 
 
 class Left:
-    """Of a step of `count` micro-batches that begins with `start`: `take` after each of this process's, `settle` once
-    all are done. In between the model has the buffers of the beginning."""
+    """Of a step that begins with `start`, its micro-batches in `shares`: `take` after each of this process's, `settle`
+    once all are done. In between the model has the buffers of the beginning."""
 
-    def __init__(self, start: Buffers, count: int, world: World) -> None:
-        self._start, self._count, self._world = start, count, world
+    def __init__(self, start: Buffers, shares: Sequence[range], world: World) -> None:
+        self._start, self._shares, self._world = start, shares, world
+        self._count = shares[-1].stop
         self._floats = [i for i, value in enumerate(start.values) if value.is_floating_point() or value.is_complex()]
         self._before = _bytes(start.values)
         self._differs = torch.zeros_like(self._before, dtype=torch.bool)
         self._fold: Fold[list[Tensor]] = Fold(
-            count, lambda left, right: [a.add_(b) for a, b in zip(left, right, strict=True)]
+            self._count, lambda left, right: [a.add_(b) for a, b in zip(left, right, strict=True)]
         )
         self._last: tuple[list[Tensor], list[Tree]] = (start.values, start.extra_state)
 
+    @torch.no_grad()
     def take(self, number: int) -> None:
         """Take in what the micro-batch of that number left, and give the model what it had before."""
         found = zip(self._start.now(), self._start.values, strict=True)
@@ -50,10 +51,9 @@ class Left:
     def settle(self, changed: list[bool]) -> None:
         """Give the model what is left of the step, in every process; `changed` is what `changed` returned here."""
         values, extra_state = self._last
-        parts = shares(self._count, self._world.size)
-        last = max(rank for rank, part in enumerate(parts) if part)
+        last = max(rank for rank, share in enumerate(self._shares) if share)
         anywhere = self._world.maximum(*map(int, changed)) if changed else []
-        means = self._means([index for index in self._floats if anywhere[index]], parts)
+        means = self._means([index for index in self._floats if anywhere[index]])
         for index in (index for index, is_changed in enumerate(anywhere) if is_changed):
             if index in means:
                 self._start.put(index, means[index])
@@ -63,10 +63,10 @@ class Left:
         if extra_state:
             self._start.put_extra_state(self._world.broadcast_tree(extra_state, last))
 
-    def _means(self, wanted: Sequence[int], parts: Sequence[range]) -> dict[int, Tensor]:
+    def _means(self, wanted: Sequence[int]) -> dict[int, Tensor]:
         """Of those float buffers, by their numbers; computed in fp32 at least."""
         place = {index: place for place, index in enumerate(self._floats)}
-        nodes = [roots(part, self._count) for part in parts]
+        nodes = [roots(share, self._count) for share in self._shares]
         found: dict[int, Tensor] = {}
         like = {index: _summable(self._start.values[index]) for index in wanted}
         for dtype in dict.fromkeys(value.dtype for value in like.values()):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from stages.batches.plan import BatchPlan
 from stages.batches.tokenized import TOKENIZED, Task, load_split, load_task, load_tokenizer
@@ -11,6 +12,7 @@ from stages.config.pretrained import resolve_model
 from stages.config.schema import EvaluateParams, Params, TrainParams
 from stages.ground.errors import UserError
 from stages.ground.signals import StopRequest
+from stages.keeping import environment
 from stages.keeping.identity import Identity
 from stages.modeling.build import build_model
 from stages.modeling.compute import Compute
@@ -100,20 +102,33 @@ def meet(compute: Compute, identity: Identity, stop: StopRequest, is_complete: b
     """Where there are several processes, wait until all are here; whether the run `is_complete`, as the main one says.
 
     Raises:
-        OtherIdentity: in all of them, naming the first process that has another identity, and the differences.
+        OtherIdentity: in all of them, naming the first process that has another identity, or, where the bits would
+            depend on which process runs what, another environment, and the differences.
     """
     world = compute.world
     if world.size == 1:
         return is_complete
     with stop.suspended():  # the main process comes once everything is in order
         world.join(compute.device)
-    everyone = world.gather_objects([socket.gethostname(), identity.values, is_complete])
-    main = Identity("train", everyone[0][1])
-    for rank, (host, values, _) in enumerate(everyone):
-        differences = main.difference(values)
-        if differences:
+    here = {**environment.current(compute.device), "threads": None}  # which process 0 decides
+    everyone = world.gather_objects([socket.gethostname(), identity.values, here, is_complete])
+    require_same(everyone)
+    return bool(everyone[0][3])
+
+
+def require_same(everyone: Sequence[tuple[str, dict[str, Any], dict[str, Any], bool]]) -> None:
+    """`meet`'s comparison of every process's host, identity and environment. Raises OtherIdentity."""
+    host, identity, surroundings, _ = everyone[0]
+    main = Identity("train", identity)
+    for rank, (other, theirs, around, _) in enumerate(everyone):
+        who = f"process {rank} on {other} would train {{}} than process 0 on {host} (its value -> that of process 0)"
+        if differences := main.difference(theirs):
             raise OtherIdentity(
-                f"process {rank} on {host} would train another run than process 0 on {everyone[0][0]} (its value -> "
-                f"that of process 0): {', '.join(differences[:5])}; give all processes the same files and params.yaml"
+                f"{who.format('another run')}: {', '.join(differences[:5])}; "
+                "give all processes the same files and params.yaml"
             )
-    return bool(everyone[0][2])
+        if identity["train.reduction"] == "exact" and (differences := environment.difference(around, surroundings)):
+            raise OtherIdentity(
+                f"{who.format('with other bits')}: {', '.join(differences)}; "
+                "give all processes the same, or write train.reduction: fast"
+            )
