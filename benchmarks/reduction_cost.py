@@ -6,8 +6,7 @@ python benchmarks/reduction_cost.py --processes 2 --micro-batches 2
 Every process steps one BERT (6 layers of 384, 22.7 million parameters) through each way in turn, in blocks of --steps,
 alternating which is first; per pair of blocks the seconds of each are divided by those of the first, which is `fast`
 (DDP; in one process plain accumulation). Prints their median and range, the bytes that this machine's loopback sent per
-step (those of all processes and, if it is not idle, of others too), and how many gradients' worth of memory was held at
-most beside that of the backward pass. Reads no data and needs no network.
+step (those of all processes and, if it is not idle, of others too). Reads no data and needs no network.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ def ours(kind: str, model: nn.Module, world: World, arguments: argparse.Namespac
     count = arguments.micro_batches
 
     def step() -> None:
-        reduction.begin(count, Buffers(model))
+        reduction.begin(count, list(model.parameters()), Buffers(model))
         losses = [torch.zeros(0)]
         for micro_batch in reduction.share([MicroBatch(0, 1, number, []) for number in range(count)]):
             with reduction.micro_batch(micro_batch.micro_batch):

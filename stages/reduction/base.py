@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from stages.batches.plan import MicroBatch
 from stages.modeling.buffers import Buffers
@@ -25,8 +25,8 @@ class Reduction(Protocol):
     def share(self, step: Sequence[MicroBatch]) -> list[MicroBatch]:
         """Those of the step's micro-batches that this process runs."""
 
-    def begin(self, micro_batches: int, buffers: Buffers) -> None:
-        """A step of so many micro-batches begins, with these buffers."""
+    def begin(self, micro_batches: int, trained: Sequence[nn.Parameter], buffers: Buffers) -> None:
+        """A step of so many micro-batches begins: gradients of these parameters, with these buffers."""
 
     def gather(self, values: Tensor) -> Tensor:
         """A number a micro-batch: of shape (this process's,) in, (all of the step,) in their order out."""

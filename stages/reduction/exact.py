@@ -52,14 +52,16 @@ class Exact:
         mine = shares(len(step), self._world.size)[self._world.rank]
         return list(step[mine.start : mine.stop])
 
-    def begin(self, micro_batches: int, buffers: Buffers) -> None:
+    def begin(self, micro_batches: int, trained: Sequence[nn.Parameter], buffers: Buffers) -> None:
+        for parameter in trained:  # an optimizer of one's own may have left zeros, which are no neutral element
+            parameter.grad = None
         self._count, self._shares = micro_batches, shares(micro_batches, self._world.size)
         self._left = None
         if self._is_simple:
             return
         self._nodes = [roots(share, micro_batches) for share in self._shares]
         self._left = Left(buffers, self._shares, self._world)
-        self._lay_out([p for p in self._parallel.model.parameters() if p.requires_grad])
+        self._lay_out(trained)
         for bucket in self._buckets:
             bucket.fold = Fold(micro_batches, _add)
 
@@ -134,7 +136,7 @@ class Exact:
             bucket.send(self._nodes, self._world.rank)
         self._taken += 1
 
-    def _lay_out(self, trained: list[nn.Parameter]) -> None:
+    def _lay_out(self, trained: Sequence[nn.Parameter]) -> None:
         """Buckets of the parameters that are trained, if those are others than before: in about the order in which
         backward passes come to them."""
         known = [parameter for bucket in self._buckets for parameter in bucket.parameters]

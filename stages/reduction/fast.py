@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from stages.batches.plan import MicroBatch, shares
@@ -54,7 +54,7 @@ class Fast:
         # All take part in a gradient: who has nothing to do runs a micro-batch that is not counted.
         return list(step[mine.start : mine.stop]) or [replace(step[0], counted=False)]
 
-    def begin(self, micro_batches: int, buffers: Buffers) -> None:
+    def begin(self, micro_batches: int, trained: Sequence[nn.Parameter], buffers: Buffers) -> None:
         self._shares = shares(micro_batches, self._world.size)
 
     def gather(self, values: Tensor) -> Tensor:

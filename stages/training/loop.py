@@ -130,7 +130,8 @@ def accumulate(step: Step, buffers: Buffers, session: Session) -> Tensor:
     state, objective, compute = session.state, session.inputs.objective, session.inputs.compute
     state.model.train()  # a callback may have left it in another mode, of which a resumed run knows nothing
     reduction, device = session.reduction, compute.device
-    reduction.begin(step.micro_batches, buffers)
+    trained = [p for p in state.model.parameters() if p.requires_grad]
+    reduction.begin(step.micro_batches, trained, buffers)
     weights = [objective.weight(batch["labels"]) for micro_batch, batch in step.mine if micro_batch.counted]
     weight = math.fsum(reduction.gather(torch.tensor(weights, dtype=torch.float64)).tolist())
     losses = [torch.zeros(0, device=device)]
@@ -144,11 +145,11 @@ def accumulate(step: Step, buffers: Buffers, session: Session) -> Tensor:
             # Rows that are not counted are run because all of DDP's processes take part in a step: they weigh nothing.
             loss = objective.rows(logits, labels).sum() / (weight if micro_batch.counted else math.inf)
             state.scaler.scale(loss).backward()
-        losses += [loss.detach().reshape(1)] * micro_batch.counted
+        if micro_batch.counted:
+            losses.append(loss.detach().reshape(1))
     changed = reduction.finish()
     mean_loss = total(reduction.gather(torch.cat(losses)), step.micro_batches, torch.add)
     state.scaler.unscale_(state.optimizer)
-    trained = [p for p in state.model.parameters() if p.requires_grad]
     norm = clip_grad_norm_(trained, session.params.train.max_grad_norm or math.inf)
     found = torch.stack([mean_loss, norm.to(device), overflow(state.scaler, state.optimizer, device)])
     return torch.cat([found, changed.to(found)])

@@ -66,7 +66,7 @@ def one_step(model: nn.Module, rows: list[torch.Tensor]) -> None:
     parallel = Parallel(model)
     reduction = Exact(parallel, World())
     reduction.start()
-    reduction.begin(len(rows), Buffers(model))
+    reduction.begin(len(rows), list(model.parameters()), Buffers(model))
     for micro_batch in reduction.share([MicroBatch(0, 1, number, []) for number in range(len(rows))]):
         with reduction.micro_batch(micro_batch.micro_batch):
             parallel.forward({"features": rows[micro_batch.micro_batch]}).sum().backward()
@@ -110,6 +110,24 @@ def test_one_micro_batch_in_one_process_is_left_as_it_is() -> None:
     assert not any(parameter._post_accumulate_grad_hooks for parameter in model.parameters())
 
 
+class Scale(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1, 1))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.weight * features
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_zeros_that_an_optimizer_left_are_no_part_of_a_gradient(micro_batches: int) -> None:
+    model = Scale()
+    model.weight.grad = torch.zeros(1, 1)
+    one_step(model, [torch.full((1, 1), -0.0)] * micro_batches)
+    assert model.weight.grad is not None
+    assert str(model.weight.grad.item()) == "-0.0"
+
+
 def test_parameter_that_no_micro_batch_used_has_no_gradient() -> None:
     model = MODELS["unused"]()
     one_step(model, [torch.full((1, 5), value) for value in (0.1, 0.9, 0.2)])
@@ -134,6 +152,6 @@ def test_gradient_that_comes_after_it_was_sent_is_refused_and_not_lost(monkeypat
     model = Reentrant()
     parallel = Parallel(model)
     reduction = Exact(parallel, World(0, 2))
-    reduction.begin(2, Buffers(model))
+    reduction.begin(2, list(model.parameters()), Buffers(model))
     with pytest.raises(UserError, match="use_reentrant=False"), reduction.micro_batch(0):
         parallel.forward({"features": torch.rand(3, 2)}).sum().backward()

@@ -136,7 +136,7 @@ def steps(name: str, world: World, device: torch.device) -> str:
         list(model.parameters())[1].requires_grad_(step not in (0, 3))
         model.train()
         buffers = Buffers(model)
-        reduction.begin(count, buffers)
+        reduction.begin(count, [p for p in model.parameters() if p.requires_grad], buffers)
         losses = [torch.zeros(0, device=device)]
         for micro_batch in reduction.share([MicroBatch(0, step, number, []) for number in range(count)]):
             torch.manual_seed(100 * step + micro_batch.micro_batch)
