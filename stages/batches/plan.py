@@ -155,6 +155,10 @@ class BatchPlan:
     def epochs(self) -> int:
         return len(self._files)
 
+    def planned_steps(self, num_train_epochs: int, max_steps: int | None) -> int:
+        """The steps that a run of so many epochs has; `max_steps`, where set, overrides them as in HF."""
+        return max_steps or num_train_epochs * self.steps_per_epoch
+
     @staticmethod
     def _last_step(path: Path) -> int:
         with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as reader:

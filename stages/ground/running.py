@@ -6,17 +6,13 @@ import gc
 import os
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable
 from types import FrameType
 
 from stages.ground.errors import Interrupted, UserError, describe, disk_error, reason, say
 from stages.ground.signals import on_stop_signals
-from stages.ground.words import Exit, leave_word
-
-# What is left of it then (a thread that hangs, a process that is waited for) is not waited for any longer.
-EXIT_SECONDS = 5.0
+from stages.ground.words import Exit, end_soon, leave_word
 
 
 def run_stage(main: Callable[[], None], *, collect_rarely: bool = False) -> None:
@@ -35,9 +31,7 @@ def run_stage(main: Callable[[], None], *, collect_rarely: bool = False) -> None
         run_command(main)
     except SystemExit as ending:
         # However it ends: a process that is waited for, and will not end, would keep the locks.
-        timer = threading.Timer(EXIT_SECONDS, os._exit, [ending.code])
-        timer.daemon = True
-        timer.start()
+        end_soon(int(ending.code or 0))
         raise
 
 

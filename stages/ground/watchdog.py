@@ -11,10 +11,9 @@ import traceback
 from collections.abc import Callable, Iterator
 
 from stages.ground.errors import say
-from stages.ground.words import Exit, leave_word
+from stages.ground.words import Exit, end_soon, leave_word
 
 TICK_SECONDS = 1.0
-EXIT_SECONDS = 5.0
 # What is slow by nature (an atom of a slow metric, a save to a slow disk) may take this much longer than it ever did.
 SLOWEST_FACTOR = 3.0
 _signs = 0
@@ -54,9 +53,7 @@ def watch(seconds: float, log: Callable[..., None]) -> Iterator[None]:
 
 def _end(quiet: float, log: Callable[..., None]) -> None:
     # What hangs may be the disk, or whoever reads what is said here.
-    timer = threading.Timer(EXIT_SECONDS, os._exit, [int(Exit.AGAIN)])
-    timer.daemon = True
-    timer.start()
+    end_soon(Exit.AGAIN)
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     stacks = {
         names.get(ident, str(ident)): "".join(traceback.format_stack(frame))

@@ -33,7 +33,7 @@ def finish() -> None:
     plan = BatchPlan()
     every = train.eval_steps or plan.steps_per_epoch
     step = -(-steps[0] // every) * every
-    last = train.max_steps or train.num_train_epochs * plan.steps_per_epoch
+    last = plan.planned_steps(train.num_train_epochs, train.max_steps)
     if step >= last:
         raise UserError(f"the next evaluation of run {run.id} is its last, at step {last}; run: python -m stages repro")
     change_param("train", "stop_step", step)

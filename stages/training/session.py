@@ -38,7 +38,7 @@ def load_inputs(params: Params, compute: Compute) -> Inputs:
     require_threshold_of_use(params.evaluate, task)
     objective = make_objective(train, task, train_split, compute.device)
     validation = load_split(TOKENIZED, "validation")
-    planned_steps = train.max_steps or train.num_train_epochs * plan.steps_per_epoch
+    planned_steps = plan.planned_steps(train.num_train_epochs, train.max_steps)
     if planned_steps > plan.epochs * plan.steps_per_epoch:
         raise UserError(
             f"the batch plan has {plan.epochs * plan.steps_per_epoch} steps, and {planned_steps} are to be trained; "
