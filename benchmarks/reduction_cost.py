@@ -84,6 +84,7 @@ def accelerated(model: nn.Module, world: World, arguments: argparse.Namespace) -
     from accelerate import Accelerator
 
     count = arguments.micro_batches // world.size
+    assert count * world.size == arguments.micro_batches, "Accelerate wants as many micro-batches in every process"
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=count)
     wrapped, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
 

@@ -36,6 +36,7 @@ class Exact:
         self._buckets: list[_Bucket] = []
         self._hooks: list[RemovableHandle] = []
         self._count, self._shares, self._nodes = 0, list[range](), list[list[Node]]()
+        self._start: Buffers | None = None
         self._left: Left | None = None
         self._number: int | None = None  # of the micro-batch that runs
         self._taken = 0  # so many buckets have its gradients
@@ -56,7 +57,7 @@ class Exact:
         for parameter in trained:  # an optimizer of one's own may have left zeros, which are no neutral element
             parameter.grad = None
         self._count, self._shares = micro_batches, shares(micro_batches, self._world.size)
-        self._left = None
+        self._left, self._start = None, buffers
         if self._is_simple:
             return
         self._nodes = [roots(share, micro_batches) for share in self._shares]
@@ -89,6 +90,7 @@ class Exact:
         if self._world.size == 1:
             for bucket in self._buckets:
                 bucket.give(bucket.fold.root())
+                bucket.fold.nodes.clear()
         else:
             self._finish_sending()
         return self._left.changed()
@@ -96,7 +98,9 @@ class Exact:
     def settle(self, changed: list[bool]) -> None:
         if self._left is not None:
             self._left.settle(changed)
-            self._left = None
+        elif self._start is not None:
+            self._start.keep()
+        self._left = self._start = None
 
     @property
     def _is_simple(self) -> bool:
@@ -124,6 +128,8 @@ class Exact:
                 "is whole; write use_reentrant=False, or train.reduction: fast"
             )
         bucket.waiting.remove(id(parameter))
+        if parameter.is_cuda:
+            bucket.streams.add(torch.cuda.current_stream(parameter.device))
         while self._taken < len(self._buckets) and not self._buckets[self._taken].waiting:
             self._take_next()
 
@@ -131,6 +137,8 @@ class Exact:
         """Fold a bucket's gradients, and send it if there are no more. In one order in all processes."""
         assert self._number is not None
         bucket = self._buckets[self._taken]
+        for stream in bucket.streams:  # of other parts of the model, which nothing has waited for yet
+            torch.cuda.current_stream(stream.device).wait_stream(stream)
         bucket.take(self._number)
         if self._world.size > 1 and self._number == self._shares[self._world.rank][-1]:
             bucket.send(self._nodes, self._world.rank)
@@ -166,6 +174,7 @@ class _Bucket:
         self.parameters, self.exchange = parameters, exchange
         self.fold: Fold[Gradients] = Fold(0, _add)  # anew for every step
         self.waiting: set[int] = set()  # parameters whose gradient is not whole yet
+        self.streams: set[torch.cuda.Stream] = set()  # on which gradients were made
         self.present: list[bool] = []
 
     def take(self, number: int) -> None:
@@ -175,7 +184,7 @@ class _Bucket:
 
     def send(self, nodes: list[list[Node]], rank: int) -> None:
         """Begin with their way; `nodes` are every process's."""
-        mine = [self.fold.nodes[node] for node in nodes[rank]]
+        mine = [self.fold.nodes.pop(node) for node in nodes[rank]]
         self.present = [any(value is not None for value in values) for values in zip(*mine, strict=True)] or [
             False for _ in self.parameters
         ]

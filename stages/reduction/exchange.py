@@ -19,8 +19,6 @@ from stages.reduction.tree import Fold, Node
 
 # As the allocator of CUDA does: kernels that reduce a tensor may cut it otherwise where it begins elsewhere.
 ALIGNMENT_BYTES = 512
-# Changes no number that it is added to, not even -0.0.
-NOTHING = -0.0
 
 # The second is its name up to torch 2.12.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -39,9 +37,8 @@ class Exchange:
             self._offsets.append(end)
             end += -(-tensor.numel() // align) * align
         self._slice = -(-end // world.size)
-        # That of a new tensor like it, as a gradient has it.
-        self._strides = [torch.empty_like(tensor, device="meta").stride() for tensor in like]
-        self._storage = self._incoming = like[0].new_zeros(0)
+        self._strides = [_strides(tensor) for tensor in like]
+        self._outgoing = self._incoming = self._whole = like[0].new_zeros(0)
         self._nodes: list[list[Node]] = []
         self._work: dist.Work | None = None
 
@@ -54,23 +51,22 @@ class Exchange:
         """
         self._nodes = nodes
         size, length, number = self._world.size, self._slice, len(values)
-        if self._storage.numel() != max(number, 1) * size * length:
-            self._storage = self._storage.new_zeros(max(number, 1) * size * length)
-        by_receiver = self._storage.view(size, max(number, 1), length)
+        if self._outgoing.numel() != number * size * length:
+            self._outgoing = self._outgoing.new_zeros(number * size * length)
         for index, tensors in enumerate(values):
             # Alone, a root lies there as it is.
-            flat = self._storage if number == 1 else self._storage.new_zeros(size * length)
+            flat = self._outgoing if number == 1 else self._outgoing.new_zeros(size * length)
             self._fill(flat, tensors)
             if number > 1:
-                by_receiver[:, index].copy_(flat.view(size, length))
+                self._outgoing.view(size, number, length)[:, index].copy_(flat.view(size, length))
         rows = [len(theirs) for theirs in nodes]
         if self._incoming.numel() != sum(rows) * length:
-            self._incoming = self._storage.new_empty(sum(rows) * length)
-        item = length * self._storage.element_size()
+            self._incoming = self._incoming.new_zeros(sum(rows) * length)
+        item = length * self._incoming.element_size()
         # As bytes: the backend need not know the type, as it adds nothing.
         self._work = dist.all_to_all_single(
             self._incoming.view(torch.uint8),
-            self._storage[: number * size * length].view(torch.uint8),
+            self._outgoing.view(torch.uint8),
             [theirs * item for theirs in rows],
             [number * item] * size,
             async_op=True,
@@ -84,18 +80,17 @@ class Exchange:
         rows = self._incoming.view(-1, self._slice)
         for node, row in zip(chain.from_iterable(self._nodes), rows, strict=True):
             fold.put(node, row)
+        # Not what was sent or received: who is given a gradient may hold on to it.
+        self._whole = self._incoming.new_empty(self._world.size * self._slice)
         self._work = _all_gather(self._whole.view(torch.uint8), fold.root().view(torch.uint8), async_op=True)
 
     def result(self) -> list[Tensor]:
-        """The sums, in memory that the next `send` writes to."""
+        """The sums."""
         assert self._work is not None
         self._work.wait()
-        self._work = None
-        return self._views(self._whole)
-
-    @property
-    def _whole(self) -> Tensor:
-        return self._storage[: self._world.size * self._slice]
+        found = self._views(self._whole)
+        self._work, self._whole = None, self._whole.new_zeros(0)
+        return found
 
     def _fill(self, flat: Tensor, tensors: Sequence[Tensor | None]) -> None:
         pairs = list(zip(self._views(flat), tensors, strict=True))
@@ -104,8 +99,19 @@ class Exchange:
             torch._foreach_copy_([view for view, _ in there], [tensor for _, tensor in there])
         for view, tensor in pairs:
             if tensor is None:
-                view.fill_(NOTHING)
+                # Changes no number that it is added to, not even -0.0.
+                (torch.view_as_real(view) if view.is_complex() else view).fill_(-0.0)
 
     def _views(self, flat: Tensor) -> list[Tensor]:
         places = zip(self._like, self._strides, self._offsets, strict=True)
         return [flat.as_strided(like.shape, stride, offset) for like, stride, offset in places]
+
+
+def _strides(like: Tensor) -> tuple[int, ...]:
+    """Those that autograd gives the gradient of such a parameter: its own where it is dense, else by rows."""
+    numel = 1
+    for stride, size in sorted(zip(like.stride(), like.shape, strict=True)):
+        if size != 1 and stride != numel:
+            return torch.empty(like.shape, device="meta").stride()
+        numel *= size
+    return like.stride()

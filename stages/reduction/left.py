@@ -34,9 +34,7 @@ class Left:
     @torch.no_grad()
     def take(self, number: int) -> None:
         """Take in what the micro-batch of that number left, and give the model what it had before."""
-        found = zip(self._start.now(), self._start.values, strict=True)
-        # One of another layout cannot be averaged, nor kept in a checkpoint: such as a table that grew.
-        now = [new if new.shape == old.shape and new.dtype == old.dtype else old for new, old in found]
+        now = self._start.now()
         self._differs |= _bytes(now) != self._before
         self._fold.put((0, number), [_summable(now[index]) for index in self._floats])
         if number == self._count - 1:
@@ -53,15 +51,16 @@ class Left:
         values, extra_state = self._last
         last = max(rank for rank, share in enumerate(self._shares) if share)
         anywhere = self._world.maximum(*map(int, changed)) if changed else []
-        means = self._means([index for index in self._floats if anywhere[index]])
-        for index in (index for index, is_changed in enumerate(anywhere) if is_changed):
-            if index in means:
-                self._start.put(index, means[index])
-            else:
-                self._world.broadcast(values[index], last)
-                self._start.put(index, values[index])
+        found = self._means([index for index in self._floats if anywhere[index]])
+        for index, is_changed in enumerate(anywhere):
+            if is_changed and index not in found:
+                found[index] = values[index].clone()  # of who does not know it, it is what is put back if this fails
+                self._world.broadcast(found[index], last)
         if extra_state:
-            self._start.put_extra_state(self._world.broadcast_tree(extra_state, last))
+            extra_state = self._world.broadcast_tree(extra_state, last)
+        # Only now: another process may have ended on the way.
+        self._start.put(found)
+        self._start.put_extra_state(extra_state)
 
     def _means(self, wanted: Sequence[int]) -> dict[int, Tensor]:
         """Of those float buffers, by their numbers; computed in fp32 at least."""

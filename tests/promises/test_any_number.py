@@ -44,10 +44,7 @@ CONFIGURATIONS: dict[str, dict[str, dict[str, Any]]] = {
         "train": {"learning_rate": 1e-2,
                   "callbacks": [{"class": "stages.custom.own:GradientNoise", "kwargs": {"std": 0.01}}]},
     },
-    "unused parameters": {
-        **FEATURES,
-        "model": {"source": "factory:stages.custom.own:build_flawed", "kwargs": {"flaw": "unused"}},
-    },
+    "compiled": {**FEATURES, "model": {"source": "factory:stages.custom.own:build_mlp"}, "train": {"compile": True}},
     "drawing in eval mode, with a buffer that forward replaces": {
         **FEATURES, "model": {"source": "factory:stages.custom.own:build_sampling"},
     },

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from stages.modeling.parallel import Parallel
 from stages.modeling.world import World
 from stages.reduction.exact import Exact
 from stages.reduction.exchange import Exchange
+from stages.reduction.left import Left
 from tests.support.processes import end_of, start_in_folders
 from tests.support.project import ROOT
 from tests.support.summing import MODELS
@@ -53,7 +55,7 @@ def test_any_number_of_processes_comes_to_the_same_bits_for_every_kind_of_model(
 
 
 @pytest.mark.skipif(
-    torch.cuda.device_count() < 2, reason="NCCL and several streams want two GPUs: here nothing shows what they do"
+    torch.cuda.device_count() < 2, reason="NCCL and streams want two GPUs: here nothing shows what they do"
 )
 def test_any_number_of_gpus_comes_to_the_same_bits_for_every_kind_of_model(here: Path) -> None:
     alone = summed(here, 1, "cuda")
@@ -108,6 +110,62 @@ def test_one_micro_batch_in_one_process_is_left_as_it_is() -> None:
     one_step(model, [rows])
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(model.buffers(), expected.buffers(), strict=True))
     assert not any(parameter._post_accumulate_grad_hooks for parameter in model.parameters())
+
+
+class Counters(nn.Module):
+    """Two of them, and a table that grows."""
+
+    first: torch.Tensor
+    second: torch.Tensor
+    table: torch.Tensor
+
+    def __init__(self, persistent: bool) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        for name in ("first", "second"):
+            self.register_buffer(name, torch.zeros(1, dtype=torch.int64))
+        self.register_buffer("table", torch.zeros(1), persistent=persistent)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        self.table = torch.cat([self.table, self.table])
+        return self.layer(features)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_buffer_that_changes_its_shape_is_refused_where_a_checkpoint_holds_it_and_else_put_back(
+    micro_batches: int,
+) -> None:
+    model = Counters(persistent=False)
+    one_step(model, [torch.rand(3, 2)] * micro_batches)
+    assert model.table.shape == (1,)
+    with pytest.raises(
+        UserError, match=r"forward changed the buffer table of Counters, which was torch.float32 \(1,\)"
+    ):
+        one_step(Counters(persistent=True), [torch.rand(3, 2)] * micro_batches)
+
+
+class Ending(World):
+    """Another process is there for one broadcast, and ends before the next."""
+
+    told: ClassVar[list[torch.Tensor]] = []
+
+    def maximum(self, *values: int) -> list[int]:
+        return list(values)
+
+    def broadcast(self, tensor: torch.Tensor, source: int = 0) -> None:
+        if self.told:
+            raise RuntimeError("[gloo] Connection closed by peer")
+        self.told.append(tensor.fill_(7))
+
+
+def test_process_that_ends_while_a_step_is_settled_leaves_the_others_the_buffers_before_it() -> None:
+    model = Counters(persistent=False)
+    buffers = Buffers(model)
+    left = Left(buffers, [range(1), range(1, 2)], Ending(0, 2))
+    with pytest.raises(RuntimeError):
+        left.settle([True, True, False])
+    buffers.put_back()
+    assert [int(model.first), int(model.second)] == [0, 0]
 
 
 class Scale(nn.Module):

@@ -82,8 +82,55 @@ class Statistics(nn.Module):
         self.calls = state
 
 
+class Replacing(nn.Module):
+    """Puts other tensors in the place of its buffers: a parameter's, each other's, larger ones, and ones that were not
+    there. What is not persistent is of no account after a micro-batch."""
+
+    weight_before: Tensor
+    one: Tensor
+    other: Tensor
+    table: Tensor
+    late: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(5, 5)
+        self.register_buffer("weight_before", torch.zeros(5, 5))
+        self.register_buffer("one", torch.zeros(3))
+        self.register_buffer("other", torch.ones(3))
+        self.register_buffer("table", torch.zeros(1), persistent=False)
+        self.register_buffer("late", None, persistent=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        self.weight_before = self.layer.weight.detach()
+        self.one, self.other = self.other, self.one
+        self.one += features.sum()
+        self.table = torch.cat([self.table, features[0, :1]]) if float(features[0, 0]) < 0.5 else self.table.add_(1)
+        self.late = features.mean() if self.late is None else self.late + features.mean()
+        return self.layer(features) * (1 + self.table.sum() + self.late + self.one.sum() / 100)
+
+
+class Branches(nn.Module):
+    """Computes half of it on a stream of its own, where the device has some."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(5, 5), nn.Linear(5, 5)
+
+    def forward(self, features: Tensor) -> Tensor:
+        if not features.is_cuda:
+            return self.first(features) * self.second(features)
+        aside, here = torch.cuda.Stream(), torch.cuda.current_stream()
+        aside.wait_stream(here)
+        with torch.cuda.stream(aside):
+            second = self.second(features)
+        here.wait_stream(aside)
+        second.record_stream(here)
+        return self.first(features) * second
+
+
 class Types(nn.Module):
-    """Parameters of several types, one laid out by columns, one that is empty, and gradients that are -0.0."""
+    """Parameters of several types, one laid out by columns, one with gaps, one that is empty, and gradients of -0.0."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,12 +138,13 @@ class Types(nn.Module):
         self.long = nn.Parameter(torch.randn(5, dtype=torch.float64))
         self.pairs = nn.Parameter(torch.randn(5, dtype=torch.complex64))
         self.columns = nn.Parameter(torch.randn(7, 5).t())
+        self.gaps = nn.Parameter(torch.randn(7, 10).t()[::2])
         self.nothing = nn.Parameter(torch.zeros(0))
         self.zero = nn.Parameter(torch.zeros(5))
 
     def forward(self, features: Tensor) -> Tensor:
         found = features * self.short.float() + (features.double() * self.long).float() + self.zero * -0.0
-        return found + (features * self.pairs).abs() + (features @ self.columns).sum(dim=1, keepdim=True)
+        return found + (features * self.pairs).abs() + (features @ (self.columns * self.gaps)).sum(dim=1, keepdim=True)
 
 
 class Images(nn.Module):
@@ -115,6 +163,8 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "unused": Unused,
     "tied": Tied,
     "statistics": Statistics,
+    "replacing": Replacing,
+    "branches": Branches,
     "types": Types,
     "images": Images,
 }
@@ -132,6 +182,7 @@ def steps(name: str, world: World, device: torch.device) -> str:
     reduction, digest = exact.Exact(parallel, world), hashlib.sha256()
     reduction.start()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    held: list[Tensor | None] = []
     for step, count in enumerate(STEPS):
         list(model.parameters())[1].requires_grad_(step not in (0, 3))
         model.train()
@@ -147,12 +198,13 @@ def steps(name: str, world: World, device: torch.device) -> str:
         changed = reduction.finish()
         reduction.settle(list(map(bool, changed.tolist())))
         gradients = [parameter.grad for parameter in model.parameters()]
-        for tensor in (*gradients, *model.buffers(), reduction.gather(torch.cat(losses))):
+        for tensor in (*held, *gradients, *model.buffers(), reduction.gather(torch.cat(losses))):
             digest.update(b"none" if tensor is None else as_bytes(tensor))
         digest.update(repr(model.state_dict().get("_extra_state")).encode())
         digest.update(repr([None if gradient is None else gradient.stride() for gradient in gradients]).encode())
         optimizer.step()
         optimizer.zero_grad()
+        held = gradients  # as an optimizer of one's own may, to compare
     reduction.stop()
     return digest.hexdigest()
 
