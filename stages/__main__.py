@@ -61,7 +61,7 @@ def list_all() -> None:
         why = "removed in part: runs --prune clears it"
         table.add_row(one_line(rest.id), rest.stage, why, "", "", "", "", f"{rest.bytes / 1e6:.0f} MB")
     # What is in a folder is shown as it is, never followed.
-    Console(width=max(Console().width, 140), markup=False, emoji=False).print(table)
+    Console(width=max(Console().width, 160), markup=False, emoji=False).print(table)
 
 
 def prune_runs(ids: list[str]) -> None:
