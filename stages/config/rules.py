@@ -88,7 +88,7 @@ RULES: dict[str, Rule] = {
     "train.deterministic": Rule(("train", "evaluate")),
     "train.threads": Rule(("train", "evaluate")),
     "train.device": Rule(why="part of the environment, which is recorded beside the run"),
-    "train.launcher": Rule(why="how processes are started; the plan is the same for any number of them"),
+    "train.launcher": Rule(why="how processes are started; train.reduction says what their number does"),
     "train.reduction": Rule(("train",)),
     "train.init_from_run": Rule(("train",)),
     # The first ones' scores are in the histories and choose candidates: a run that goes on cannot mix two kinds.

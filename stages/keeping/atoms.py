@@ -48,8 +48,8 @@ class Pace:
 
 
 def fingerprint(environment: Mapping[str, Any]) -> str:
-    """8 hex digits that name an environment (see stages.keeping.environment). In train the number of processes is part
-    of it: another one leads to another model at the same step."""
+    """8 hex digits that name an environment (see stages.keeping.environment): another one may lead to another model at
+    the same step."""
     return hashlib.sha256(json.dumps(environment, sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from stages.batches.plan import MicroBatch, shares
 from stages.ground.errors import UserError
 from stages.modeling.buffers import Buffers
 from stages.modeling.parallel import Parallel
 from stages.modeling.world import World
+from stages.reduction.base import Reduction
 from stages.reduction.exchange import Exchange
 from stages.reduction.left import Left
 from stages.reduction.tree import Fold, Node, roots
@@ -28,46 +28,36 @@ BUCKET_BYTES = 25 * 2**20  # DDP's
 Gradients = list[Tensor | None]
 
 
-class Exact:
-    """Of the model in `parallel` in the processes of `world` (see `stages.reduction.base`)."""
+class Exact(Reduction):
+    """Along the tree, and by bucket."""
 
     def __init__(self, parallel: Parallel, world: World) -> None:
-        self._parallel, self._world = parallel, world
+        super().__init__(parallel, world)
         self._buckets: list[_Bucket] = []
         self._hooks: list[RemovableHandle] = []
-        self._count, self._shares, self._nodes = 0, list[range](), list[list[Node]]()
+        self._count, self._nodes = 0, list[list[Node]]()
         self._start: Buffers | None = None
         self._left: Left | None = None
         self._number: int | None = None  # of the micro-batch that runs
         self._taken = 0  # so many buckets have its gradients
-
-    def start(self) -> None:
-        self._parallel.train_through(self._parallel.plain)
 
     def stop(self) -> None:
         for hook in self._hooks:
             hook.remove()
         self._hooks, self._buckets = [], []
 
-    def share(self, step: Sequence[MicroBatch]) -> list[MicroBatch]:
-        mine = shares(len(step), self._world.size)[self._world.rank]
-        return list(step[mine.start : mine.stop])
-
     def begin(self, micro_batches: int, trained: Sequence[nn.Parameter], buffers: Buffers) -> None:
+        super().begin(micro_batches, trained, buffers)
         for parameter in trained:  # an optimizer of one's own may have left zeros, which are no neutral element
             parameter.grad = None
-        self._count, self._shares = micro_batches, shares(micro_batches, self._world.size)
-        self._left, self._start = None, buffers
+        self._count, self._left, self._start = micro_batches, None, buffers
         if self._is_simple:
             return
         self._nodes = [roots(share, micro_batches) for share in self._shares]
-        self._left = Left(buffers, self._shares, self._world)
+        self._left = Left(buffers, micro_batches, self._nodes, self._world)
         self._lay_out(trained)
         for bucket in self._buckets:
             bucket.fold = Fold(micro_batches, _add)
-
-    def gather(self, values: Tensor) -> Tensor:
-        return self._world.gather_shares(values, self._shares)
 
     @contextmanager
     def micro_batch(self, number: int) -> Iterator[None]:

@@ -39,10 +39,10 @@ class Exchange:
         self._slice = -(-end // world.size)
         self._strides = [_strides(tensor) for tensor in like]
         self._outgoing = self._incoming = self._whole = like[0].new_zeros(0)
-        self._nodes: list[list[Node]] = []
+        self._nodes: Sequence[list[Node]] = []
         self._work: dist.Work | None = None
 
-    def send(self, nodes: list[list[Node]], values: Sequence[Sequence[Tensor | None]]) -> None:
+    def send(self, nodes: Sequence[list[Node]], values: Sequence[Sequence[Tensor | None]]) -> None:
         """Begin with the way of this process's roots.
 
         Args:

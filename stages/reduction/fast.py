@@ -10,32 +10,32 @@ from dataclasses import replace
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from stages.batches.plan import MicroBatch, shares
-from stages.modeling.buffers import Buffers
+from stages.batches.plan import MicroBatch
 from stages.modeling.compute import Compute
 from stages.modeling.parallel import Parallel
+from stages.reduction.base import Reduction
 
 
-class Fast:
-    """Of the model in `parallel` (see `stages.reduction.base`). Buffers are what the micro-batches leave one after the
-    other, and of several processes the main one's."""
+class Fast(Reduction):
+    """By DDP, if there are several processes. Buffers are what the micro-batches leave one after the other, and of
+    several processes the main one's."""
 
     def __init__(self, parallel: Parallel, compute: Compute) -> None:
-        self._parallel, self._compute, self._world = parallel, compute, compute.world
+        super().__init__(parallel, compute.world)
+        self._device = compute.device
         self._ddp: DistributedDataParallel | None = None
-        self._shares: list[range] = []
 
     def start(self) -> None:
+        super().start()
         if self._world.size > 1:
-            device = self._compute.device
             # find_unused_parameters: a model may leave some unused; it also keeps DDP from laying out its buckets
             # anew after the first step, which would change the order of sums after a resume.
             self._ddp = DistributedDataParallel(
                 self._parallel.plain,
-                device_ids=[device] if device.type == "cuda" else None,
+                device_ids=[self._device] if self._device.type == "cuda" else None,
                 find_unused_parameters=True,
             )
             self._ddp.register_comm_hook(None, lambda _, bucket: _sum_gradients(bucket))
@@ -50,15 +50,8 @@ class Fast:
             gc.collect()
 
     def share(self, step: Sequence[MicroBatch]) -> list[MicroBatch]:
-        mine = shares(len(step), self._world.size)[self._world.rank]
         # All take part in a gradient: who has nothing to do runs a micro-batch that is not counted.
-        return list(step[mine.start : mine.stop]) or [replace(step[0], counted=False)]
-
-    def begin(self, micro_batches: int, trained: Sequence[nn.Parameter], buffers: Buffers) -> None:
-        self._shares = shares(micro_batches, self._world.size)
-
-    def gather(self, values: Tensor) -> Tensor:
-        return self._world.gather_shares(values, self._shares)
+        return super().share(step) or [replace(step[0], counted=False)]
 
     def micro_batch(self, number: int) -> AbstractContextManager[None]:
         mine = self._shares[self._world.rank]

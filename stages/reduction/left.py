@@ -13,21 +13,20 @@ from stages.modeling.buffers import Buffers
 from stages.modeling.codec import Tree
 from stages.modeling.world import World
 from stages.reduction.exchange import Exchange
-from stages.reduction.tree import Fold, Node, roots
+from stages.reduction.tree import Fold, Node
 
 
 class Left:
-    """Of a step that begins with `start`, its micro-batches in `shares`: `take` after each of this process's, `settle`
-    once all are done. In between the model has the buffers of the beginning."""
+    """Of a step of `count` micro-batches that begins with `start`: `take` after each of this process's, `settle` once
+    all are done; `nodes` are every process's in the tree. In between the model has the buffers of the beginning."""
 
-    def __init__(self, start: Buffers, shares: Sequence[range], world: World) -> None:
-        self._start, self._shares, self._world = start, shares, world
-        self._count = shares[-1].stop
+    def __init__(self, start: Buffers, count: int, nodes: Sequence[list[Node]], world: World) -> None:
+        self._start, self._count, self._nodes, self._world = start, count, nodes, world
         self._floats = [i for i, value in enumerate(start.values) if value.is_floating_point() or value.is_complex()]
         self._before = _bytes(start.values)
         self._differs = torch.zeros_like(self._before, dtype=torch.bool)
         self._fold: Fold[list[Tensor]] = Fold(
-            self._count, lambda left, right: [a.add_(b) for a, b in zip(left, right, strict=True)]
+            count, lambda left, right: [a.add_(b) for a, b in zip(left, right, strict=True)]
         )
         self._last: tuple[list[Tensor], list[Tree]] = (start.values, start.extra_state)
 
@@ -49,7 +48,7 @@ class Left:
     def settle(self, changed: list[bool]) -> None:
         """Give the model what is left of the step, in every process; `changed` is what `changed` returned here."""
         values, extra_state = self._last
-        last = max(rank for rank, share in enumerate(self._shares) if share)
+        last = max(rank for rank, theirs in enumerate(self._nodes) if theirs)
         anywhere = self._world.maximum(*map(int, changed)) if changed else []
         found = self._means([index for index in self._floats if anywhere[index]])
         for index, is_changed in enumerate(anywhere):
@@ -65,13 +64,12 @@ class Left:
     def _means(self, wanted: Sequence[int]) -> dict[int, Tensor]:
         """Of those float buffers, by their numbers; computed in fp32 at least."""
         place = {index: place for place, index in enumerate(self._floats)}
-        nodes = [roots(share, self._count) for share in self._shares]
         found: dict[int, Tensor] = {}
         like = {index: _summable(self._start.values[index]) for index in wanted}
         for dtype in dict.fromkeys(value.dtype for value in like.values()):
             group = [index for index in wanted if like[index].dtype == dtype]
-            mine = [[self._fold.nodes[node][place[index]] for index in group] for node in nodes[self._world.rank]]
-            sums = _everywhere([like[index] for index in group], nodes, mine, self._count, self._world)
+            mine = [[self._fold.nodes[node][place[index]] for index in group] for node in self._nodes[self._world.rank]]
+            sums = _everywhere([like[index] for index in group], self._nodes, mine, self._count, self._world)
             found |= {
                 index: (value / self._count).to(self._start.values[index].dtype)
                 for index, value in zip(group, sums, strict=True)
@@ -80,7 +78,7 @@ class Left:
 
 
 def _everywhere(
-    like: Sequence[Tensor], nodes: list[list[Node]], mine: list[list[Tensor]], count: int, world: World
+    like: Sequence[Tensor], nodes: Sequence[list[Node]], mine: list[list[Tensor]], count: int, world: World
 ) -> list[Tensor]:
     if world.size == 1:
         return mine[0]

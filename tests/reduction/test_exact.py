@@ -161,7 +161,7 @@ class Ending(World):
 def test_process_that_ends_while_a_step_is_settled_leaves_the_others_the_buffers_before_it() -> None:
     model = Counters(persistent=False)
     buffers = Buffers(model)
-    left = Left(buffers, [range(1), range(1, 2)], Ending(0, 2))
+    left = Left(buffers, 2, [[(0, 0)], [(0, 1)]], Ending(0, 2))
     with pytest.raises(RuntimeError):
         left.settle([True, True, False])
     buffers.put_back()
