@@ -1,7 +1,7 @@
 """What the same bits for any number of processes cost: `train.reduction: exact` beside DDP and Accelerate.
 
 python -m pip install accelerate
-python benchmarks/reduction_cost.py --processes 2 --micro-batches 2
+PYTHONPATH=. python benchmarks/reduction_cost.py --processes 2 --micro-batches 2
 
 Every process steps one BERT (6 layers of 384, 22.7 million parameters) through each way in turn, in blocks of --steps,
 alternating which is first; per pair of blocks the seconds of each are divided by those of the first, which is `fast`
@@ -37,14 +37,11 @@ from stages.reduction.fast import Fast
 DEVICE = torch.device("cpu")
 
 
-def make_model(size: str) -> nn.Module:
+def make_model() -> nn.Module:
     from transformers import BertConfig, BertForSequenceClassification
 
     torch.manual_seed(0)
-    layers, hidden = {"minilm": (6, 384), "tiny": (2, 32)}[size]
-    config = BertConfig(
-        num_hidden_layers=layers, hidden_size=hidden, num_attention_heads=hidden // 32, intermediate_size=4 * hidden
-    )
+    config = BertConfig(num_hidden_layers=6, hidden_size=384, num_attention_heads=12, intermediate_size=1536)
     return BertForSequenceClassification(config)
 
 
@@ -105,9 +102,9 @@ def run(rank: int, port: int, arguments: argparse.Namespace, results: Any) -> No
     os.environ["WORLD_SIZE"] = str(arguments.processes)
     torch.set_num_threads(arguments.threads)
     world.join(DEVICE)
-    ways = {kind: ours(kind, make_model(arguments.model), world, arguments) for kind in ("fast", "exact")}
+    ways = {kind: ours(kind, make_model(), world, arguments) for kind in ("fast", "exact")}
     with contextlib.suppress(ImportError):
-        ways["accelerate"] = accelerated(make_model(arguments.model), world, arguments)
+        ways["accelerate"] = accelerated(make_model(), world, arguments)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     sent: dict[str, float] = {}
     for pair in range(arguments.pairs + 1):
@@ -133,7 +130,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2, help="of a block")
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--model", choices=("minilm", "tiny"), default="minilm")
     arguments = parser.parse_args()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -141,7 +137,7 @@ def main() -> None:
     results: Any = mp.get_context("spawn").SimpleQueue()
     mp.spawn(run, (port, arguments, results), arguments.processes)
     seconds, sent = results.get()
-    parameters = sum(p.nbytes for p in make_model(arguments.model).parameters())
+    parameters = sum(p.nbytes for p in make_model().parameters())
     print(f"{arguments.processes} processes, {arguments.micro_batches} micro-batches of {arguments.rows} rows a step")
     for name, values in seconds.items():
         times = values[1:]  # the first is a warm-up

@@ -1,6 +1,6 @@
 """How many rows a second tokenize encodes, against `datasets.map(batched=True, num_proc=2)` with the same tokenizer.
 
-    python benchmarks/tokenize_rate.py [--rows 200000] [--pairs 5] [--num-proc 2]
+    PYTHONPATH=. python benchmarks/tokenize_rate.py [--rows 200000] [--pairs 5] [--num-proc 2]
 
 Both read the same generated rows, of two texts each, from one Arrow file, and write what they make to another place, in
 turn, each in a process of its own. `map` makes tokens alone; tokenize makes the raw rows with their keys and the labels
